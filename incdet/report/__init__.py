@@ -1,0 +1,1 @@
+"""Seeing it: boxes on images, plots, tables and the HTML report."""
