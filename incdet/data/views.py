@@ -3,16 +3,35 @@
 A ``TaskView`` is the training data of one task: images with the objects that are labelled *for that task*. The
 untouched record stays beside them so that what was hidden can be counted and pseudo-labels can be measured; nothing
 in a view's visible arrays comes from a hidden label.
+
+Which images a task trains on is the *protocol* (``incdet.data.protocols``). What becomes of objects flagged difficult
+is the *difficult policy*: ``keep`` teaches them like any other, ``drop`` deletes them, ``ignore`` keeps their boxes
+unused, so that they are taught neither as objects nor as background. Crowd objects are always ignored that way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from incdet.data.records import ImageRecord
-from incdet.tasks import TaskSpec
+from incdet.data.protocols import PROTOCOLS, ObjectTable, assign_images, dataset_stream, loco_order, seeded_keys
+from incdet.data.records import DetectionDataset, ImageRecord
+from incdet.errors import DataError
+from incdet.tasks import TaskSpec, TaskStream
+
+__all__ = [
+    "PROTOCOLS",
+    "TaskView",
+    "TrainImage",
+    "assign_images",
+    "dataset_stream",
+    "full_view",
+    "hold_out",
+    "loco_order",
+    "task_view",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,3 +57,106 @@ class TaskView:
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+def task_view(
+    dataset: DetectionDataset,
+    stream: TaskStream,
+    task: TaskSpec,
+    protocol: str = "class_split",
+    difficult: str = "keep",
+    seed: int = 0,
+) -> TaskView:
+    """What ``task`` may see: its images under the protocol, and in them the objects of its new classes only.
+
+    Raises DataError where that leaves no image.
+    """
+    images = assign_images(dataset, stream, protocol, difficult, seed)[task.index - 1]
+    return _view(dataset, stream, task, images, task.new_labels, difficult)
+
+
+def full_view(
+    dataset: DetectionDataset,
+    stream: TaskStream,
+    task: TaskSpec,
+    protocol: str = "class_split",
+    difficult: str = "keep",
+    seed: int = 0,
+) -> TaskView:
+    """What joint training at ``task`` may see: the images of all tasks so far, with the objects of all seen classes.
+
+    Under ``class_split`` these are all images with a seen class. Raises DataError where that leaves no image.
+    """
+    assigned = assign_images(dataset, stream, protocol, difficult, seed)[: task.index]
+    images = sorted(set().union(*assigned))
+    return _view(dataset, stream, task, images, range(task.num_seen), difficult)
+
+
+def hold_out(dataset: DetectionDataset, fraction: float, seed: int) -> tuple[DetectionDataset, DetectionDataset]:
+    """Two disjoint parts of a dataset, ``(train, held_out)``: for choosing a recipe without touching the test images.
+
+    Stratified by each image's rarest class (ours): every stratum gives ``fraction`` of its images, in seeded order.
+
+    Raises DataError where ``fraction`` is not between 0 and 1 or leaves a part without images.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"the held-out fraction must lie between 0 and 1, but is {fraction}. Set DATASETS.HELD_OUT")
+    order = np.lexsort((seeded_keys(dataset, f"hold_out:{seed}"), _rarest_class(dataset)))
+    # A walk along the strata that takes an image whenever the number due passes the next integer.
+    due = np.floor(np.arange(len(dataset) + 1) * fraction + 0.5)
+    held = np.zeros(len(dataset), dtype=bool)
+    held[order] = np.diff(due) > 0
+    if held.all() or not held.any():
+        raise DataError(
+            f"holding out {fraction} of the {len(dataset)} images of '{dataset.name}' leaves one part empty. "
+            "Set DATASETS.HELD_OUT nearer to 0.5, or use more images"
+        )
+    return _part(dataset, ~held, "train"), _part(dataset, held, "held_out")
+
+
+def _view(
+    dataset: DetectionDataset,
+    stream: TaskStream,
+    task: TaskSpec,
+    images: Sequence[int],
+    visible_labels: range,
+    difficult: str,
+) -> TaskView:
+    if not images:
+        raise DataError(
+            f"task {task.index} has nothing to learn from: no image of '{dataset.name}' holds a usable object of its "
+            f"classes {', '.join(task.new)}. Check DATASETS.TRAIN, TASKS.SPLIT and DATASETS.DIFFICULT ('{difficult}')"
+        )
+    table = ObjectTable.of(dataset, stream.classes)
+    visible = (table.labels >= visible_labels.start) & (table.labels < visible_labels.stop)
+    if difficult == "drop":
+        visible &= table.crowd | ~table.difficult
+    image, boxes, labels = table.image[visible], table.boxes[visible], table.labels[visible]
+    used = table.usable(difficult)[visible]
+    labelled = frozenset(visible_labels)
+    views = []
+    starts, stops = np.searchsorted(image, images, "left"), np.searchsorted(image, images, "right")
+    for index, start, stop in zip(images, starts, stops, strict=True):
+        rows = slice(start, stop)
+        weights = np.ones(stop - start, dtype=np.float32)
+        record = dataset.images[index]
+        views.append(TrainImage(record, boxes[rows], labels[rows], weights, used[rows], used[rows].copy(), labelled))
+    return TaskView(task, tuple(views))
+
+
+def _rarest_class(dataset: DetectionDataset) -> np.ndarray:
+    """Per image, the class of its objects that the fewest images hold; the number of classes for an empty image."""
+    table = ObjectTable.of(dataset, dataset.classes)
+    pairs = np.unique(table.image * len(dataset.classes) + table.labels)
+    image, label = np.divmod(pairs, len(dataset.classes))
+    images_of_class = np.bincount(label, minlength=len(dataset.classes))
+    rarest_first = np.lexsort((images_of_class[label], image))
+    holding, first = np.unique(image[rarest_first], return_index=True)
+    rarest = np.full(len(dataset), len(dataset.classes))
+    rarest[holding] = label[rarest_first][first]
+    return rarest
+
+
+def _part(dataset: DetectionDataset, keep: np.ndarray, part: str) -> DetectionDataset:
+    images = tuple(dataset.images[index] for index in np.flatnonzero(keep))
+    return DetectionDataset(f"{dataset.name}/{part}", dataset.classes, images)
