@@ -1,0 +1,211 @@
+"""Figures of a run or of several runs side by side, as SVG or PNG bytes.
+
+Matplotlib's object interface only: no pyplot, no global figure. Runs are told apart by colour (Okabe and Ito's palette
+for colour-blind readers) and by marker or hatch, so that the figures also survive a black-and-white printer.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from incdet.report.runs import Run, number
+from incdet.report.table import metric_name
+
+Format = Literal["svg", "png"]
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
+HATCHES = ("", "///", "...", "xxx", "---", "+++")
+INK = "#1b1f24"  # text and axes; the report replaces it by the page's own text colour
+GRID = "#8b949e"
+SMOOTHING = 25  # rows of metrics.jsonl in the running median of the loss (ours)
+# Any: matplotlib types the keys by a list that grows with its versions.
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "svg.fonttype": "none",  # text stays text: searchable, and small in bytes
+    "svg.hashsalt": "incdet",  # the same numbers give the same file
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+}
+
+
+def class_bars(runs: Sequence[Run], metric: str = "voc_area_50", fmt: Format = "svg") -> bytes:
+    """Horizontal bars: AP of every class after the last task, one bar per run.
+
+    A tick across a bar marks what the same run had right after the task that taught the class.
+    """
+    classes = _seen_classes(runs)
+    thickness = 0.8 / len(runs)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 1.1 + len(classes) * (0.16 + 0.13 * len(runs))), layout="constrained")
+        axes = figure.add_subplot()
+        for index, run in enumerate(runs):
+            places = np.arange(len(classes)) - 0.4 + (index + 0.5) * thickness
+            now, before = _final_ap(run, metric), _ap_when_learned(run, metric)
+            axes.barh(places, _percent([now.get(c) for c in classes]), 0.9 * thickness, **_bar_style(runs, index))
+            axes.scatter(_percent([before.get(c) for c in classes]), places, marker="|", s=30, c=INK, lw=1.6, zorder=3)
+        axes.scatter([], [], marker="|", s=30, c=INK, lw=1.6, label="when the class was learned")
+        axes.set_yticks(range(len(classes)), classes)
+        axes.set_ylim(len(classes) - 0.4, -0.6)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel(f"{metric_name(metric)}, %")
+        _plain(axes, grid="x")
+        figure.legend(loc="outside upper left", ncols=3, frameon=False)
+        return _render(figure, fmt)
+
+
+def ap_over_tasks(runs: Sequence[Run], metric: str = "voc_area_50", fmt: Format = "svg") -> bytes:
+    """Two panels over the tasks: mean AP of the first task's classes, and of all classes seen so far."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        first, seen = figure.subplots(1, 2, sharex=True, sharey=True)
+        for index, run in enumerate(runs):
+            matrix = run.matrix(metric)
+            tasks = range(1, len(matrix) + 1)
+            style: dict[str, Any] = {"color": _colour(index), "marker": MARKERS[index % len(MARKERS)], "lw": 1.8}
+            means = [number(((task.get("groups") or {}).get(metric) or {}).get("seen")) for task in run.tasks]
+            first.plot(tasks, _percent([row[0] if row else None for row in matrix]), label=_legend(run), **style)
+            seen.plot(range(1, len(means) + 1), _percent(means), **style)
+        for axes, title in ((first, "Classes of the first task"), (seen, "All classes seen so far")):
+            axes.set_title(title, fontsize=10, loc="left")
+            axes.set_xlabel("tasks learned")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_ylim(0, 100)
+            _plain(axes, grid="y")
+        first.set_ylabel(f"mean {metric_name(metric)}, %")
+        figure.legend(loc="outside upper left", ncols=3, frameon=False)
+        return _render(figure, fmt)
+
+
+def forgetting_heatmap(run: Run, metric: str = "voc_area_50", fmt: Format = "svg") -> bytes:
+    """The task matrix: row t holds the mean AP of each task's classes after learning task t."""
+    rows = run.matrix(metric)
+    size = max(len(rows), max((len(row) for row in rows), default=0))
+    grid = np.full((size, size), np.nan)
+    for t, row in enumerate(rows):
+        grid[t, : len(row)] = _percent(row)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.9 + 0.62 * size, 1.2 + 0.5 * size), layout="constrained")
+        axes = figure.add_subplot()
+        image = axes.imshow(np.ma.masked_invalid(grid), cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        for (t, task), value in np.ndenumerate(grid):
+            if np.isfinite(value):
+                axes.text(task, t, f"{value:.0f}", ha="center", va="center", color="white" if value < 55 else "black")
+        axes.set_xticks(range(size), [str(task + 1) for task in range(size)])
+        axes.set_yticks(range(size), [str(task + 1) for task in range(size)])
+        axes.set_xlabel("classes of task")
+        axes.set_ylabel("after learning task")
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        figure.colorbar(image, ax=axes, label=f"{metric_name(metric)}, %").outline.set_visible(False)
+        return _render(figure, fmt)
+
+
+def loss_curve(runs: Sequence[Run], rows: Sequence[Sequence[dict[str, Any]]], fmt: Format = "svg") -> bytes:
+    """Total training loss over the iterations of all tasks, with a running median; dotted lines part the tasks.
+
+    ``rows`` holds the rows of each run's metrics.jsonl (``runs.read_metrics``).
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        for index, (run, logged) in enumerate(zip(runs, rows, strict=True)):
+            iterations, losses, ends = loss_series(logged)
+            if not losses:
+                continue
+            axes.plot(iterations, losses, color=_colour(index), lw=0.6, alpha=0.35)
+            axes.plot(iterations, _running_median(losses), color=_colour(index), lw=1.8, label=_legend(run))
+            for end in ends[:-1]:
+                axes.axvline(end, color=_colour(index), lw=0.8, ls=":")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.set_xlabel("iteration, all tasks one after another")
+        axes.set_ylabel("training loss (log scale)")
+        _plain(axes, grid="y")
+        figure.legend(loc="outside upper left", ncols=3, frameon=False)
+        return _render(figure, fmt)
+
+
+def loss_series(rows: Sequence[dict[str, Any]]) -> tuple[list[int], list[float], list[int]]:
+    """Iterations counted through all tasks, the total loss at each, and the iteration at which each task ended."""
+    iterations: list[int] = []
+    losses: list[float] = []
+    ends: list[int] = []
+    task, offset = None, 0
+    for row in rows:
+        loss, iteration = number(row.get("loss")), number(row.get("iteration"))
+        if loss is None or iteration is None:
+            continue
+        if row.get("task") != task and iterations:
+            offset = iterations[-1]
+            ends.append(offset)
+        task = row.get("task")
+        iterations.append(offset + int(iteration))
+        losses.append(loss)
+    return iterations, losses, ends + iterations[-1:]
+
+
+def _seen_classes(runs: Sequence[Run]) -> list[str]:
+    """The classes that any run has learned, in the order they are taught."""
+    return list(dict.fromkeys(name for run in runs for names in run.task_classes[: len(run.tasks)] for name in names))
+
+
+def _final_ap(run: Run, metric: str) -> dict[str, float | None]:
+    values = (run.tasks[-1].get("ap") or {}).get(metric) or {}
+    return {name: number(value) for name, value in values.items()}
+
+
+def _ap_when_learned(run: Run, metric: str) -> dict[str, float | None]:
+    learned: dict[str, float | None] = {}
+    for task in run.tasks:
+        for name, value in ((task.get("ap") or {}).get(metric) or {}).items():
+            learned.setdefault(name, number(value))
+    return learned
+
+
+def _percent(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else 100 * value for value in values], dtype=float)
+
+
+def _running_median(values: Sequence[float]) -> list[float]:
+    half = SMOOTHING // 2
+    return [float(np.median(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
+
+
+def _colour(index: int) -> str:
+    return OKABE_ITO[index % len(OKABE_ITO)]
+
+
+def _bar_style(runs: Sequence[Run], index: int) -> dict[str, Any]:
+    # White hatching on a filled bar: readable in colour and without it.
+    hatch = HATCHES[index % len(HATCHES)]
+    return {"color": _colour(index), "hatch": hatch, "edgecolor": "white", "lw": 0, "label": _legend(runs[index])}
+
+
+def _legend(run: Run) -> str:
+    stamps = "".join(f" [{stamp.upper()}]" for stamp in run.stamps)
+    # A leading underscore would hide the entry from matplotlib's legends.
+    return run.label.lstrip("_").replace("$", r"\$") + stamps
+
+
+def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color=GRID, alpha=0.3, lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def _render(figure: Figure, fmt: Format) -> bytes:
+    buffer = io.BytesIO()
+    # Without a date the same numbers give the same bytes.
+    metadata = {"Date": None, "Creator": None} if fmt == "svg" else None
+    figure.savefig(buffer, format=fmt, dpi=150, transparent=fmt == "svg", metadata=metadata)
+    return buffer.getvalue()

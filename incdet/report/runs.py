@@ -1,0 +1,196 @@
+"""A run's folder, read back: results, protocol, config and logs, also of a run that was killed half-way."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from incdet.engine.files import read_json
+from incdet.errors import DataError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one run left behind; absent parts are empty, never invented."""
+
+    folder: Path
+    label: str  # short name for tables and legends
+    results: dict[str, Any]  # results.json, or the same shape put together from the tasks' result.json
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        return self.results.get("protocol") or {}
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(self.results.get("methods") or ())
+
+    @property
+    def setting(self) -> str:
+        """What runs of different seeds share: the NAME that the user gave, or else the methods."""
+        return self.results.get("name") or " + ".join(self.methods) or "finetune"
+
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        """The result.json of each task that was finished."""
+        return self.results.get("tasks") or []
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.protocol.get("classes") or [])
+
+    @property
+    def task_classes(self) -> list[list[str]]:
+        """The classes that each task of the stream teaches."""
+        return [list(classes) for classes in self.protocol.get("tasks") or []]
+
+    @property
+    def finished(self) -> bool:
+        return len(self.tasks) >= max(1, len(self.task_classes))
+
+    @property
+    def stamps(self) -> tuple[str, ...]:
+        """Every stamp that the run or any of its tasks carries, e.g. ``oracle``."""
+        sources = [self.protocol, self.results, *self.tasks]
+        return tuple(sorted({stamp for source in sources for stamp in source.get("stamps") or []}))
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """Split, protocol and data: only runs that agree here belong in one table."""
+        data = " / ".join(data_name(self.protocol.get(which)) for which in ("train", "test"))
+        return str(self.protocol.get("split", "?")), str(self.protocol.get("protocol", "?")), data
+
+    @property
+    def train_seconds(self) -> float | None:
+        seconds = [number((task.get("train") or {}).get("seconds")) for task in self.tasks]
+        return sum(s for s in seconds if s is not None) if any(s is not None for s in seconds) else None
+
+    def score(self, metric: str, key: str) -> float | None:
+        """One number of the summary, e.g. ``score("voc_area_50", "old")``; None where it is undefined."""
+        return number(((self.results.get("summary") or {}).get(metric) or {}).get(key))
+
+    def matrix(self, metric: str) -> list[list[float | None]]:
+        """Row t: AP of each task's classes after learning task t."""
+        return [[number(value) for value in row] for row in (self.results.get("matrix") or {}).get(metric) or []]
+
+    def memory(self, key: str) -> float | None:
+        """``images`` or ``bytes`` kept in the exemplar memory."""
+        memory = self.protocol.get("memory")
+        return number(memory.get(key)) if isinstance(memory, dict) else None
+
+    def config_text(self) -> str:
+        path = self.folder / "config.yaml"
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    def config(self) -> dict[str, Any]:
+        """The run's config as plain dictionaries; empty where there is none."""
+        try:
+            config = yaml.safe_load(self.config_text())
+        except yaml.YAMLError as error:
+            raise DataError(f"{self.folder / 'config.yaml'} is not readable YAML: {error}") from error
+        return config if isinstance(config, dict) else {}
+
+    def predictions_path(self, task: int) -> Path:
+        return self.folder / f"task_{task}" / "predictions.json"
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read run folders and give each run a label that no other has.
+
+    Raises:
+        IncdetError: no folder was given, or one holds no finished task, or a file in it is damaged.
+    """
+    if not folders:
+        raise DataError("expected at least one run folder, but none came; name the folders that training wrote")
+    runs = [read_run(Path(folder)) for folder in folders]
+    runs = _tell_apart(runs, lambda run: f"{run.label}, seed {run.protocol.get('seed', '?')}")
+    runs = _tell_apart(runs, lambda run: f"{run.label}, {run.folder.name}")
+    return _tell_apart(runs, lambda run: f"{run.label}, {run.folder}")
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run folder; a killed run gives the tasks that it finished.
+
+    Raises:
+        IncdetError: see ``read_runs``.
+    """
+    if not folder.is_dir():
+        raise DataError(f"expected a run folder, but {folder} is not a folder; give the OUTPUT_DIR of a training run")
+    path = folder / "results.json"
+    results = read_json(path, "the results of the run") if path.is_file() else _results_of_tasks(folder)
+    if not isinstance(results, dict) or results.get("schema", SCHEMA) != SCHEMA:
+        raise DataError(f"{path}: expected a results file of schema {SCHEMA}; it was written by another version")
+    run = Run(folder, "", results)
+    return replace(run, label=run.setting)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line cut short by a kill is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for index, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if index + 1 < len(lines):
+                raise DataError(f"{path}, line {index + 1} is not JSON ({error}); remove that line") from error
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def number(value: Any) -> float | None:
+    """The value as a float, or None where it is absent, not a number or not finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def data_name(data: Any) -> str:
+    """The name in a protocol's ``train`` or ``test`` entry."""
+    return str(data.get("name", "?")) if isinstance(data, dict) else str(data or "?")
+
+
+def _results_of_tasks(folder: Path) -> dict[str, Any]:
+    """The shape of results.json from what a run has finished so far."""
+    paths = sorted(folder.glob("task_*/result.json"), key=lambda path: int(path.parent.name.removeprefix("task_")))
+    if not paths:
+        raise DataError(
+            f"{folder} holds neither results.json nor any task_<t>/result.json: no task of this run was finished; "
+            "resume the run, or leave this folder out"
+        )
+    tasks = [read_json(path, "the result of a task") for path in paths]
+    last = tasks[-1]
+    protocol = last.get("protocol") or {}
+    manifest = folder / "protocol.json"
+    if not protocol and manifest.is_file():
+        protocol = read_json(manifest, "the manifest of the split")
+    metrics = last.get("groups") or {}
+    config = Run(folder, "", {}).config()
+    return {
+        "schema": last.get("schema", SCHEMA),
+        "name": config.get("NAME"),
+        "methods": config.get("METHODS") or [],
+        "protocol": protocol,
+        "tasks": tasks,
+        "matrix": {metric: [(task.get("by_task") or {}).get(metric) or [] for task in tasks] for metric in metrics},
+        "summary": {
+            metric: {"old": groups.get("old"), "new": groups.get("new"), "all": groups.get("seen")}
+            for metric, groups in metrics.items()
+        },
+    }
+
+
+def _tell_apart(runs: list[Run], longer: Callable[[Run], str]) -> list[Run]:
+    counts = Counter(run.label for run in runs)
+    return [replace(run, label=longer(run)) if counts[run.label] > 1 else run for run in runs]

@@ -1,0 +1,236 @@
+"""Benchmark tables: runs grouped by what may be compared, mean and spread over seeds, in three formats."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from incdet.errors import DataError
+from incdet.report.runs import Run
+
+# What must agree before two numbers may stand in one table.
+PROTOCOL_FIELDS = ("class_order_hash", "train", "test", "held_out", "difficult", "backend", "model")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: where its number comes from and how it is shown."""
+
+    key: str
+    header: str
+    digits: int
+    read: Callable[[Run], float | None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and sample standard deviation over runs; the deviation is None for fewer than two."""
+
+    mean: float | None
+    std: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Cell:
+        """The cell of several runs; undefined values are left out."""
+        known = [value for value in values if value is not None]
+        if not known:
+            return cls(None, None)
+        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
+
+    def text(self, digits: int, plus_minus: str = " ± ") -> str:
+        if self.mean is None:
+            return "–"
+        spread = "" if self.std is None else f"{plus_minus}{self.std:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one setting, over seeds."""
+
+    label: str
+    runs: tuple[Run, ...]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class BenchmarkTable:
+    """Rows that may be compared: one split, one protocol, one data set."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    warnings: tuple[str, ...]
+
+
+def benchmark_tables(runs: Sequence[Run], metric: str = "voc_area_50") -> list[BenchmarkTable]:
+    """One table per (split, protocol, data), one row per setting (the run's NAME, or its methods).
+
+    Unfinished runs are left out, with a warning. Base old, forgetting, average incremental and the gap to joint
+    training are of ``metric``; old, new and all are also given by VOC's other AP rule.
+
+    Raises:
+        DataError: no run has the metric.
+    """
+    known = sorted({name for run in runs for name in run.results.get("summary") or {}})
+    if metric not in known:
+        raise DataError(f"--metric: expected one of {', '.join(known) or 'none'}, but {metric!r} came")
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    return [_table(group, members, metric) for group, members in groups.items()]
+
+
+def protocol_differences(runs: Sequence[Run]) -> list[str]:
+    """One sentence for each protocol field in which runs that stand side by side differ."""
+    sentences = []
+    for field in PROTOCOL_FIELDS:
+        values: dict[str, list[str]] = {}
+        for run in runs:
+            values.setdefault(json.dumps(run.protocol.get(field), sort_keys=True), []).append(run.label)
+        if len(values) > 1:
+            listed = "; ".join(f"{value} in {', '.join(labels)}" for value, labels in values.items())
+            sentences.append(f"the runs differ in {field}: {listed}")
+    return sentences
+
+
+def to_markdown(tables: Sequence[BenchmarkTable]) -> str:
+    """GitHub-flavoured Markdown, one heading per table."""
+    parts = []
+    for table in tables:
+        lines = [_markdown_row(header) for header in [_headers(table), ["---"] + ["---:"] * (len(table.columns) + 1)]]
+        lines += [_markdown_row(_texts(table, row)) for row in table.rows]
+        notes = "".join(f"\n> Warning: {warning}\n" for warning in table.warnings)
+        parts.append(f"### {table.title}\n\n" + "\n".join(lines) + f"\n{notes}")
+    return "\n".join(parts)
+
+
+def to_csv(tables: Sequence[BenchmarkTable]) -> str:
+    """Unrounded means and standard deviations in columns of their own, for further computing."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    for index, table in enumerate(tables):
+        if index == 0:
+            statistics_names = [f"{column.key}_{kind}" for column in table.columns for kind in ("mean", "std")]
+            writer.writerow(["table", "methods", "runs", *statistics_names])
+        for row in table.rows:
+            numbers = [value for cell in row.cells for value in (cell.mean, cell.std)]
+            writer.writerow([table.title, row.label, len(row.runs), *("" if n is None else n for n in numbers)])
+    return buffer.getvalue()
+
+
+def to_latex(tables: Sequence[BenchmarkTable]) -> str:
+    """One ``tabular`` per table, with the rules of the booktabs package; warnings become comments."""
+    parts = []
+    for table in tables:
+        lines = [f"% Warning: {warning}" for warning in table.warnings]
+        lines += [r"\begin{tabular}{l" + "r" * (len(table.columns) + 1) + "}", r"\toprule"]
+        lines += [f"% {table.title}", _latex_row(_headers(table)), r"\midrule"]
+        lines += [_latex_row(_texts(table, row)).replace("±", r"$\pm$").replace("–", "--") for row in table.rows]
+        lines += [r"\bottomrule", r"\end{tabular}", ""]
+        parts.append("\n".join(lines))
+    return "\n".join(parts)
+
+
+FORMATS: dict[str, Callable[[Sequence[BenchmarkTable]], str]] = {
+    "markdown": to_markdown,
+    "csv": to_csv,
+    "latex": to_latex,
+}
+
+
+def metric_name(metric: str) -> str:
+    """A metric's key as people write it: ``voc_area_50`` is ``AP50 (area)``."""
+    if metric.startswith("voc_"):
+        rule, threshold = metric.removeprefix("voc_").split("_")
+        return f"AP{threshold} ({'11-point' if rule == '11point' else rule})"
+    return {"coco": "AP50:95 (COCO)", "coco_50": "AP50 (COCO)", "coco_75": "AP75 (COCO)"}.get(metric, metric)
+
+
+def percent(run: Run, metric: str, key: str) -> float | None:
+    """A score of the summary in percent."""
+    value = run.score(metric, key)
+    return None if value is None else 100 * value
+
+
+def _table(group: tuple[str, str, str], runs: list[Run], metric: str) -> BenchmarkTable:
+    warnings = [f"{run.label} was left out: it did not finish its last task" for run in runs if not run.finished]
+    complete = [run for run in runs if run.finished]
+    rows: dict[tuple[str, tuple[str, ...]], list[Run]] = {}
+    for run in complete:
+        rows.setdefault((run.setting, run.stamps), []).append(run)
+    columns = _columns(metric, _joint(complete, metric))
+    for members in rows.values():
+        seeds = [run.protocol.get("seed") for run in members]
+        if len(set(seeds)) < len(seeds):
+            warnings.append(f"one row averages runs of equal seed: {', '.join(run.label for run in members)}")
+    return BenchmarkTable(
+        title=f"{group[0]}, {group[1]}, {group[2]}",
+        columns=columns,
+        rows=tuple(_row(setting, stamps, members, columns) for (setting, stamps), members in rows.items()),
+        warnings=tuple(warnings + protocol_differences(complete)),
+    )
+
+
+def _row(setting: str, stamps: tuple[str, ...], runs: list[Run], columns: tuple[Column, ...]) -> Row:
+    label = setting + "".join(f" [{stamp.upper()}]" for stamp in stamps)
+    return Row(label, tuple(runs), tuple(Cell.of([column.read(run) for run in runs]) for column in columns))
+
+
+def _columns(metric: str, joint: float | None) -> tuple[Column, ...]:
+    def score(name: str, key: str, header: str) -> Column:
+        return Column(f"{key}_{name}", f"{header} {metric_name(name)}", 1, lambda run: percent(run, name, key))
+
+    def megabytes(run: Run) -> float | None:
+        stored = run.memory("bytes")
+        return None if stored is None else stored / 1e6
+
+    def minutes(run: Run) -> float | None:
+        return None if run.train_seconds is None else run.train_seconds / 60
+
+    def gap(run: Run) -> float | None:
+        reached = run.score(metric, "all")
+        return None if reached is None or not joint else 100 * (reached - joint) / joint
+
+    columns = [score(name, key, key) for name in _rules(metric) for key in ("old", "new", "all")]
+    columns += [score(metric, "base_old", "base old"), score(metric, "forgetting", "forgetting")]
+    columns.append(score(metric, "average_incremental", "average incremental"))
+    columns.append(Column("memory_megabytes", "memory (MB)", 2, megabytes))
+    columns.append(Column("train_minutes", "training (min)", 1, minutes))
+    if joint:
+        columns.append(Column("gap_to_joint_percent", "gap to joint (%)", 1, gap))
+    return tuple(columns)
+
+
+def _rules(metric: str) -> list[str]:
+    """The metric and, of a VOC metric, the same threshold under the other AP rule."""
+    if "area" in metric:
+        return [metric, metric.replace("area", "11point")]
+    return [metric, metric.replace("11point", "area")] if "11point" in metric else [metric]
+
+
+def _joint(runs: list[Run], metric: str) -> float | None:
+    """What joint training reaches on all classes: the ceiling of the comparison."""
+    return Cell.of([run.score(metric, "all") for run in runs if run.methods == ("joint",)]).mean
+
+
+def _headers(table: BenchmarkTable) -> list[str]:
+    return ["methods", "runs", *(column.header for column in table.columns)]
+
+
+def _texts(table: BenchmarkTable, row: Row) -> list[str]:
+    cells = [cell.text(column.digits) for cell, column in zip(row.cells, table.columns, strict=True)]
+    return [row.label, str(len(row.runs)), *cells]
+
+
+def _markdown_row(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", r"\|") for text in texts) + " |"
+
+
+def _latex_row(texts: Sequence[str]) -> str:
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+    return " & ".join("".join(special.get(c, c) for c in text) for text in texts) + r" \\"

@@ -1,0 +1,129 @@
+"""Benchmark tables: grouping, mean and deviation, formats, warnings."""
+
+import csv
+import io
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from incdet.errors import DataError
+from incdet.report.runs import read_runs
+from incdet.report.table import Cell, benchmark_tables, metric_name, to_csv, to_latex, to_markdown
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def cell(table, row, key):
+    return table.rows[row].cells[[column.key for column in table.columns].index(key)]
+
+
+def test_mean_and_sample_deviation():
+    assert Cell.of([1.0, 3.0, None]) == Cell(2.0, pytest.approx(2**0.5))
+    assert Cell.of([1.0]) == Cell(1.0, None)
+    assert Cell.of([None]) == Cell(None, None)
+    assert Cell(70.14, 0.449).text(1) == "70.1 ± 0.4"
+    assert Cell(None, None).text(1) == "–"
+
+
+def test_seeds_are_averaged_and_methods_are_not(make_run):
+    folders = [
+        make_run("a", seed=0, matrix=((0.7,), (0.6, 0.8))),
+        make_run("b", seed=1, matrix=((0.7,), (0.5, 0.8))),
+        make_run("c", methods=["finetune"], matrix=((0.7,), (0.0, 0.8))),
+    ]
+    runs = read_runs(folders)
+    (table,) = benchmark_tables(runs)
+    assert [row.label for row in table.rows] == ["pseudo_label", "finetune"]
+    olds = [100 * run.score("voc_area_50", "old") for run in runs[:2]]
+    assert cell(table, 0, "old_voc_area_50").mean == pytest.approx(statistics.fmean(olds))
+    assert cell(table, 0, "old_voc_area_50").std == pytest.approx(statistics.stdev(olds))
+    assert cell(table, 1, "old_voc_area_50") == Cell(0.0, None)
+    assert cell(table, 0, "memory_megabytes").mean == pytest.approx(0.15)
+    assert cell(table, 0, "train_minutes").mean == pytest.approx((160 + 162) / 2 / 60)
+    assert table.warnings == ()
+
+
+def test_the_gap_to_joint_is_relative_and_only_there_with_a_joint_run(make_run):
+    own = make_run("a", matrix=((0.7,), (0.3, 0.5)))
+    joint = make_run("j", methods=["joint"], matrix=((0.7,), (0.6, 1.0)))
+    (alone,) = benchmark_tables(read_runs([own]))
+    assert all("gap" not in column.key for column in alone.columns)
+    runs = read_runs([own, joint])
+    (table,) = benchmark_tables(runs)
+    own_all, joint_all = (run.score("voc_area_50", "all") for run in runs)
+    assert cell(table, 0, "gap_to_joint_percent").mean == pytest.approx(100 * (own_all / joint_all - 1))
+    assert cell(table, 1, "gap_to_joint_percent").mean == pytest.approx(0)
+
+
+def test_other_splits_get_tables_of_their_own(make_run):
+    loco = make_run("b", protocol="loco")
+    tables = benchmark_tables(read_runs([make_run("a"), loco]))
+    assert [table.title for table in tables] == [
+        "2+2, class_split, shapes_train / shapes_test",
+        "2+2, loco, shapes_train / shapes_test",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("class_order_hash", "ffff"), ("difficult", "drop"), ("model", "resnet50-fpn"), ("held_out", True)],
+)
+def test_runs_that_differ_in_protocol_are_warned_about(make_run, field, value):
+    folders = [make_run("a"), make_run("b", methods=["finetune"], **{field: value})]
+    (table,) = benchmark_tables(read_runs(folders))
+    assert len(table.warnings) == 1
+    assert field in table.warnings[0]
+
+
+def test_unfinished_runs_and_repeated_seeds_are_warned_about(make_run):
+    folders = [make_run("a"), make_run("b"), make_run("c", finished=1)]
+    (table,) = benchmark_tables(read_runs(folders))
+    assert len(table.rows[0].runs) == 2
+    assert any("left out" in warning for warning in table.warnings)
+    assert any("equal seed" in warning for warning in table.warnings)
+
+
+def test_an_oracle_never_shares_a_row_and_wears_its_stamp(make_run):
+    (table,) = benchmark_tables(read_runs([make_run("a"), make_run("b", seed=1, stamps=["oracle"])]))
+    assert [row.label for row in table.rows] == ["pseudo_label", "pseudo_label [ORACLE]"]
+
+
+def test_formats(make_run):
+    folders = [make_run("a", name="50% memory_1 | x"), make_run("b", methods=["finetune"])]
+    tables = benchmark_tables(read_runs(folders))
+    markdown = to_markdown(tables).splitlines()
+    assert markdown[0].startswith("### 2+2")
+    assert len({line.replace(r"\|", "").count("|") for line in markdown if line.startswith("|")}) == 1
+    rows = list(csv.DictReader(io.StringIO(to_csv(tables))))
+    assert rows[0]["methods"] == "50% memory_1 | x"
+    assert float(rows[1]["old_voc_area_50_mean"]) == pytest.approx(tables[0].rows[1].cells[0].mean)
+    latex = to_latex(tables)
+    assert r"50\% memory\_1" in latex
+    assert "±" not in latex
+    assert len({line.count("&") for line in latex.splitlines() if line.endswith(r"\\")}) == 1
+
+
+def test_an_unknown_metric_is_refused_with_the_known_ones(make_run):
+    with pytest.raises(DataError, match="voc_area_50"):
+        benchmark_tables(read_runs([make_run("a")]), "mAP")
+
+
+def test_metric_names():
+    assert metric_name("voc_11point_50") == "AP50 (11-point)"
+    assert metric_name("coco") == "AP50:95 (COCO)"
+
+
+def test_the_tool_writes_the_file_and_names_a_bad_folder(make_run, tmp_path):
+    out = tmp_path / "table.md"
+    command = [sys.executable, str(REPOSITORY / "tools" / "benchmark_table.py")]
+    options = {"cwd": REPOSITORY, "env": {"PYTHONPATH": str(REPOSITORY)}, "capture_output": True, "text": True}
+    done = subprocess.run([*command, str(make_run("a")), "--out", str(out)], **options, check=True)
+    assert done.stdout == ""
+    assert out.read_text().startswith("### 2+2")
+    failed = subprocess.run([*command, str(tmp_path / "absent")], **options, check=False)
+    assert failed.returncode == 2
+    assert "absent is not a folder" in failed.stderr
+    assert "Traceback" not in failed.stderr
