@@ -1,0 +1,120 @@
+"""Data sets by name.
+
+======================================  ==============================================================
+``voc_2007_trainval``, ...              ``<root>/VOC2007``, ``<root>/VOC2012`` in VOC layout
+``coco_2017_train``, ``coco_2017_val``  ``<root>/coco`` in COCO layout
+``shapes_train``, ``shapes_test``       ``<root>/shapes``, drawn by ``datasets/make_shapes.py``
+``voc:<folder>:<split>``                any folder in VOC layout
+``coco:<annotations.json>:<images>``    any COCO file and its folder of images
+======================================  ==============================================================
+
+Names joined by a comma are read as one data set.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from incdet.data.coco import load_coco
+from incdet.data.defects import Defect, Report, refuse
+from incdet.data.records import DetectionDataset
+from incdet.data.shapes import SHAPE_CLASSES
+from incdet.data.voc import VOC_CLASSES, load_voc
+from incdet.errors import DataError
+
+_VOC = {
+    f"voc_{year}_{split}": (f"VOC{year}", split)
+    for year, splits in (("2007", ("train", "val", "trainval", "test")), ("2012", ("train", "val", "trainval")))
+    for split in splits
+}
+_COCO = {f"coco_2017_{split}": f"{split}2017" for split in ("train", "val")}
+_SHAPES = {f"shapes_{split}": split for split in ("train", "test")}
+_FREE_FORMS = ("voc:<folder>:<split>", "coco:<annotations.json>:<image folder>")
+
+
+def known_names() -> tuple[str, ...]:
+    """The names that need no path."""
+    return (*_SHAPES, *_VOC, *_COCO)
+
+
+def load_dataset(
+    name: str,
+    root: str | Path = "datasets",
+    classes: Sequence[str] | None = None,
+    report: Report = refuse,
+) -> DetectionDataset:
+    """Reads the data set ``name``, or several joined by commas.
+
+    Args:
+        name: see the module. Paths in the free forms are relative to the working directory, not to ``root``.
+        root: the folder that holds the data sets known by name.
+        classes: see ``load_voc`` and ``load_coco``; None takes the known set's own list.
+        report: what to do with a defect; the default raises.
+
+    Raises:
+        DataError: the name is unknown, the data are not there, a file is damaged, or joined sets disagree.
+    """
+    names = [part.strip() for part in name.split(",") if part.strip()]
+    if not names:
+        raise DataError(f"Expected the name of a data set, got {name!r}. Known: {_describe_names()}.")
+    parts = [_load_one(part, Path(root), classes, report) for part in names]
+    return parts[0] if len(parts) == 1 else _join(",".join(names), parts, report)
+
+
+def _load_one(name: str, root: Path, classes: Sequence[str] | None, report: Report) -> DetectionDataset:
+    if name in _VOC:
+        folder, split = _VOC[name]
+        _require_folder(root / folder, name, "Unpack it by `python datasets/prepare_voc.py`, see datasets/README.md")
+        return load_voc(root / folder, split, classes or VOC_CLASSES, name, report)
+    if name in _SHAPES:
+        _require_folder(
+            root / "shapes", name, f"Draw it by `python datasets/make_shapes.py --output {root / 'shapes'}`"
+        )
+        return load_voc(root / "shapes", _SHAPES[name], classes or SHAPE_CLASSES, name, report)
+    if name in _COCO:
+        folder = root / "coco"
+        _require_folder(folder, name, "Unpack it by `python datasets/prepare_coco.py`, see datasets/README.md")
+        file = folder / "annotations" / f"instances_{_COCO[name]}.json"
+        return load_coco(file, folder / _COCO[name], classes, name, report)
+    if match := re.fullmatch(r"voc:(.+):([^:]+)", name):
+        _require_folder(Path(match[1]), name, "Correct the path; paths are relative to the working directory")
+        return load_voc(match[1], match[2], classes, name, report)
+    if match := re.fullmatch(r"coco:(.+\.json):(.+)", name):
+        return load_coco(match[1], match[2], classes, name, report)
+    raise DataError(_unknown(name))
+
+
+def _require_folder(folder: Path, name: str, remedy: str) -> None:
+    if not folder.is_dir():
+        raise DataError(f"Data set {name!r}: the folder {folder} does not exist. {remedy}.")
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, known_names(), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"Unknown data set {name!r}.{hint} Known: {_describe_names()}."
+
+
+def _describe_names() -> str:
+    return ", ".join((*known_names(), *_FREE_FORMS))
+
+
+def _join(name: str, parts: list[DetectionDataset], report: Report) -> DetectionDataset:
+    """One data set of several that agree on the classes and share no image id."""
+    classes = parts[0].classes
+    for part in parts[1:]:
+        if part.classes != classes:
+            raise DataError(
+                f"Data sets {parts[0].name!r} and {part.name!r} cannot be joined: their classes are "
+                f"{', '.join(classes)} and {', '.join(part.classes)}. Give one list of classes for both."
+            )
+    images = tuple(image for part in parts for image in part.images)
+    for image_id, count in Counter(image.image_id for image in images).items():
+        if count > 1:
+            remedy = "Join only sets that share no image, or rename the files of one of them"
+            report(Defect(name, image_id, f"the image id occurs {count} times in the joined sets", remedy))
+    return DetectionDataset(name, classes, images)
