@@ -1,0 +1,369 @@
+"""Weights from the files the field uses, into a model under other names; no file can run code here.
+
+``MODEL.WEIGHTS`` may name a torchvision enum, a safetensors, ``.pth``, detectron2 ``.pkl`` or ``.npz`` file. Names are
+brought to torchvision's. A file that is damaged, unsafe or of another network raises ``CheckpointError``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torchvision.models import get_model_weights, get_weight, list_models
+
+from incdet.engine.files import write_atomic
+from incdet.errors import CheckpointError
+
+TORCHVISION = "torchvision://"
+State = dict[str, Tensor]
+
+# Where a classification network's parts live in a detector, tried in this order after the exact name. The last
+# stage is the box head of a C4 detector; an FPN detector has it in its body, which comes first.
+DETECTOR_PREFIXES = (("", "backbone.body."), ("features.", "backbone.body."), ("layer4.", "roi_heads.box_head."))
+
+# RGB, of ImageNet on a 0..255 scale: a file in Caffe2's layout expects BGR with the mean taken off and no scaling.
+_PIXEL_STD_255 = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class MatchReport:
+    """What became of each tensor: names of the model, except ``unexpected``, which are names of the file."""
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    shape_mismatch: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # name, shape in the file, in the model
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.matched)} tensors loaded"]
+        if self.missing:
+            lines.append(f"{len(self.missing)} of the model not in the file: {_shorten(self.missing)}")
+        if self.unexpected:
+            lines.append(f"{len(self.unexpected)} of the file not in the model: {_shorten(self.unexpected)}")
+        lines += [
+            f"{name}: {list(theirs)} in the file, {list(ours)} in the model"
+            for name, theirs, ours in self.shape_mismatch
+        ]
+        return "\n".join(lines)
+
+
+def load_weights(source: str | Path) -> State:
+    """The tensors of a file or of a torchvision enum, on the CPU, under torchvision's names where they have one.
+
+    Files in Caffe2's layout (detectron2's ``MSRA/R-50.pkl``) expect BGR pixels from 0 to 255; their first convolution
+    is rewritten for RGB pixels normalised with ImageNet's mean and deviation, which gives the same outputs. Other
+    files are taken to be trained on the latter.
+
+    Args:
+        source: ``torchvision://ResNet18_Weights.IMAGENET1K_V1``, or a path ending in ``.safetensors``, ``.pth``,
+            ``.pt``, ``.pkl`` or ``.npz``.
+
+    Raises:
+        CheckpointError: unknown source, or a file that is missing, damaged, unsafe or without tensors.
+    """
+    if str(source).startswith(TORCHVISION):
+        return _torchvision_weights(str(source).removeprefix(TORCHVISION))
+    path = Path(source).expanduser()
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise CheckpointError(
+            f"MODEL.WEIGHTS: {source} ends in {path.suffix or 'nothing'!r}; expected {', '.join(_READERS)} or "
+            f"{TORCHVISION}<name of a weights enum>."
+        )
+    with _reading(path):
+        content = reader(path)
+    return {torchvision_name(name): tensor for name, tensor in _tensors(content, path).items()}
+
+
+def load_into(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    prefixes: Sequence[tuple[str, str]] = DETECTOR_PREFIXES,
+    *,
+    strict: bool = False,
+    source: str | Path = "the weights",
+) -> MatchReport:
+    """Copy ``state`` into ``model`` by exact name, else by the first of ``prefixes`` that gives a name of the model.
+
+    A tensor that differs only in its number of rows (another number of classes or anchors) is left as it was and
+    reported. Any other difference in shape means another network and is an error; nothing has been copied then.
+
+    Args:
+        model: keeps its device and dtypes.
+        state: the tensors, named as ``load_weights`` returns them.
+        prefixes: (beginning of a name in ``state``, what takes its place in the model).
+        strict: every tensor of both sides must fit: for incdet's own checkpoints.
+        source: what the messages call the weights, usually the file.
+
+    Raises:
+        CheckpointError: another network, another number of classes (strict), batch norm folded in the file but not in
+            the model, or nothing that fits.
+    """
+    ours = model.state_dict()
+    renamed, unexpected = _match_names(state, ours, prefixes)
+    mismatch = tuple(
+        (name, tuple(tensor.shape), tuple(ours[name].shape))
+        for name, tensor in renamed.items()
+        if tensor.shape != ours[name].shape
+    )
+    unfit = {name for name, _, _ in mismatch}
+    matched = tuple(name for name in renamed if name not in unfit)
+    # A batch norm's step count is absent from most files and plays no part in its output.
+    missing = tuple(name for name in ours if name not in renamed and not name.endswith("num_batches_tracked"))
+    report = MatchReport(matched, missing, tuple(unexpected), mismatch)
+    _refuse_folded(state, unexpected, source)
+    _refuse_unfit(report, strict, source)
+    with torch.no_grad():
+        for name in matched:
+            ours[name].copy_(renamed[name])
+    return report
+
+
+def save_model(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and their description as one safetensors file, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # Through memory, not through the library's own file writer, whose errors hide that the disk is full.
+    write_atomic(path, safetensors.torch.save(tensors, dict(metadata)))
+
+
+def read_model(path: str | Path) -> tuple[State, dict[str, str]]:
+    """The tensors and the description that ``save_model`` wrote.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    with _reading(Path(path)), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  not a dict
+
+
+# ---------------------------------------------------------------------- names
+
+
+def torchvision_name(name: str) -> str:
+    """detectron2's name of a ResNet tensor as torchvision's; any other name as it is."""
+    found = re.fullmatch(r"(?:backbone\.bottom_up\.|backbone\.|roi_heads\.)?(stem|res[2-5])\.(.+)", name)
+    if not found:
+        return name
+    stage, rest = found.groups()
+    rest = re.sub(r"conv(\d)\.norm\.", r"bn\1.", rest)
+    rest = rest.replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0.")
+    return rest if stage == "stem" else f"layer{int(stage[3:]) - 1}.{rest}"
+
+
+def _from_caffe2(blobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Caffe2's blob names (``res2_0_branch2a_bn_s``) as torchvision's; optimiser state is left out."""
+    branches = {"branch1": "downsample", "branch2a": "1", "branch2b": "2", "branch2c": "3"}
+    endings = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
+    result: dict[str, Any] = {}
+    for name, value in blobs.items():
+        stem = re.fullmatch(r"(?:res_)?conv1_(bn_)?(w|s|b|rm|riv)", name)
+        block = re.fullmatch(r"res([2-5])_(\d+)_(branch1|branch2[abc])_(bn_)?(w|s|b|rm|riv)", name)
+        if stem:
+            norm, ending = stem.groups()
+            result[f"{'bn1' if norm else 'conv1'}.{endings.get(ending, 'weight')}"] = value
+        elif block:
+            stage, index, branch, norm, ending = block.groups()
+            part = branches[branch]
+            layer = f"downsample.{1 if norm else 0}" if part == "downsample" else f"{'bn' if norm else 'conv'}{part}"
+            result[f"layer{int(stage) - 1}.{index}.{layer}.{endings.get(ending, 'weight')}"] = value
+        elif not name.endswith("_momentum"):
+            result[name] = value
+    stem_weight = result.get("conv1.weight")
+    if isinstance(stem_weight, np.ndarray) and stem_weight.shape[1:2] == (3,):
+        scale = np.array(_PIXEL_STD_255, dtype=stem_weight.dtype).reshape(1, 3, 1, 1)
+        result["conv1.weight"] = stem_weight[:, ::-1] * scale
+    return result
+
+
+def _match_names(
+    state: Mapping[str, Tensor], ours: Mapping[str, Tensor], prefixes: Sequence[tuple[str, str]]
+) -> tuple[State, list[str]]:
+    """``state`` under the model's names, and the names that the model has no place for."""
+    renamed: State = {}
+    unexpected = []
+    for name, tensor in state.items():
+        candidates = [name, *(new + name.removeprefix(old) for old, new in prefixes if name.startswith(old))]
+        place = next((candidate for candidate in candidates if candidate in ours and candidate not in renamed), None)
+        if place is None:
+            unexpected.append(name)
+        else:
+            renamed[place] = tensor
+    return renamed, unexpected
+
+
+def _refuse_folded(state: Mapping[str, Tensor], unexpected: Sequence[str], source: str | Path) -> None:
+    """Convolution biases without a place mean that a norm was folded into them; dropping them would ruin the net."""
+    for name in unexpected:
+        weight = state.get(name.removesuffix("bias") + "weight")
+        if name.endswith(".bias") and weight is not None and weight.ndim == 4 and state[name].any():
+            raise CheckpointError(
+                f"{source}: {name} has no place in the model: in the file batch norm is folded into convolutions that "
+                "have a bias. Set MODEL.BACKBONE.NORM to none, or use weights that are not folded."
+            )
+
+
+def _refuse_unfit(report: MatchReport, strict: bool, source: str | Path) -> None:
+    another = [item for item in report.shape_mismatch if item[1][1:] != item[2][1:]]
+    if another or not report.matched:
+        raise CheckpointError(
+            f"{source} is of another network than the model. {_shape(another) if another else report}. "
+            "Make MODEL.BACKBONE (NAME, WIDTH) and MODEL.NECK those of the file, or choose other MODEL.WEIGHTS."
+        )
+    if strict and report.shape_mismatch:
+        raise CheckpointError(
+            f"{source} knows another number of classes than the model. {_shape(report.shape_mismatch)}. Use the "
+            "checkpoint of the same task, with the same TASKS.SPLIT and MODEL.ANCHOR_GENERATOR as it was trained with."
+        )
+    if strict and (report.missing or report.unexpected):
+        raise CheckpointError(
+            f"{source} does not fit the model: {report}. Use the config that the file was trained with; it lies "
+            "beside it as config.yaml."
+        )
+
+
+def _shape(items: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str:
+    name, theirs, ours = items[0]
+    return f"{name} is {list(theirs)} in the file and {list(ours)} in the model"
+
+
+def _shorten(names: Sequence[str], limit: int = 6) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+# ---------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever a reader raises on ``path`` into one error that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"The weights file {path} does not exist. Check MODEL.WEIGHTS or the path.") from error
+    except Exception as error:  # parsers fail in every possible way on a file that was cut short
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(
+            f"The weights file {path} cannot be read: {reason}. It is damaged, cut short or not a {path.suffix} file: "
+            "copy or download it again."
+        ) from error
+
+
+def _torchvision_weights(name: str) -> State:
+    try:
+        weights = get_weight(name)
+    except (ValueError, KeyError) as error:
+        known = [str(entry) for model in list_models() for entry in get_model_weights(model)]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "An example is ResNet18_Weights.IMAGENET1K_V1."
+        raise CheckpointError(f"MODEL.WEIGHTS: torchvision has no weights called {name!r}. {hint}") from error
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"MODEL.WEIGHTS: {name} could not be fetched from {weights.url}: {error}. Connect, or fetch that file "
+            "elsewhere and set MODEL.WEIGHTS to its path."
+        ) from error
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _read_pth(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"The weights file {path} is damaged, or holds more than tensors and was refused because it could run "
+            f"code: {reason}. Save its state_dict alone."
+        ) from error
+
+
+def _read_pkl(path: Path) -> Any:
+    with path.open("rb") as file:
+        content = _ArrayUnpickler(file, encoding="latin1").load()
+    if isinstance(content, Mapping) and "model" not in content:
+        return _from_caffe2(content.get("blobs", content))
+    return content
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": safetensors.torch.load_file,
+    ".pth": _read_pth,
+    ".pt": _read_pth,
+    ".pkl": _read_pkl,
+    ".npz": _read_npz,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads a pickle of arrays, containers, text and numbers; any other name it asks for is refused unread."""
+
+    def __init__(self, file: IO[bytes], encoding: str) -> None:
+        super().__init__(file, encoding=encoding)
+        self.file = file.name
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy._core", "numpy.core")  # numpy 2 renamed it; files hold either
+        if (module, name) not in _HARMLESS:
+            raise CheckpointError(
+                f"The weights file {self.file} asks for {module}.{name}, which could run code; only arrays and plain "
+                "values are read. Nothing of it was run. Convert it to .safetensors where you trust it."
+            )
+        return _HARMLESS[module, name]
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How a pickle of protocol 2 holds bytes."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"unexpected encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+
+
+_HARMLESS: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0],
+    ("numpy.core.multiarray", "scalar"): np.float32(0).__reduce__()[0],
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _latin1,
+    ("collections", "OrderedDict"): OrderedDict,
+}
+
+
+def _tensors(content: Any, path: Path) -> State:
+    """The tensors of what a reader returned, unwrapped from a training checkpoint if they lie in one."""
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"The weights file {path} holds a {type(content).__name__}, expected named tensors.")
+    result: State = {}
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            result[str(name)] = value
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            result[str(name)] = torch.tensor(np.ascontiguousarray(value))
+    if not result:
+        raise CheckpointError(f"The weights file {path} holds no tensors. Check that it is a file of weights.")
+    return result
