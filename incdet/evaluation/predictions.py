@@ -142,8 +142,8 @@ def _numbers(entries: list[Any], path: str | Path) -> tuple[np.ndarray, np.ndarr
         raise DataError(f"{path}: entry {wrong} must look like {_ENTRY}; got {str(entries[wrong])[:200]}")
     xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4)
     scores = np.array([entry["score"] for entry in entries], dtype=np.float64)
-    _refuse(~(np.isfinite(xywh).all(axis=1) & np.isfinite(scores)), "finite numbers", entries, path)
-    _refuse((xywh[:, 2:] < 0).any(axis=1), "a width and height of at least 0", entries, path)
+    _refuse(~np.all(np.isfinite(np.column_stack([xywh, scores])), axis=1), "finite numbers", entries, path)
+    _refuse(np.any(xywh[:, 2:] < 0, axis=1), "a width and height of at least 0", entries, path)
     _refuse((scores < 0) | (scores > 1), "a score between 0 and 1", entries, path)
     return xywh, scores
 
