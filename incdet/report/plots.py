@@ -14,7 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from incdet.report.runs import Run, number
 from incdet.report.table import metric_name
@@ -26,7 +26,7 @@ MARKERS = "osD^vP"
 HATCHES = ("", "///", "...", "xxx", "---", "+++")
 INK = "#1b1f24"  # text and axes; the report replaces it by the page's own text colour
 GRID = "#8b949e"
-SMOOTHING = 25  # rows of metrics.jsonl in the running median of the loss (ours)
+SMOOTHING = 7  # rows of metrics.jsonl in the running median of the loss (ours)
 # Any: matplotlib types the keys by a list that grows with its versions.
 STYLE: Any = {
     "font.family": "sans-serif",
@@ -42,14 +42,14 @@ def class_bars(runs: Sequence[Run], metric: str = "voc_area_50", fmt: Format = "
 
     A tick across a bar marks what the same run had right after the task that taught the class.
     """
-    classes = _seen_classes(runs)
+    classes = list(dict.fromkeys(name for run in runs for name in run.learned))
     thickness = 0.8 / len(runs)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 1.1 + len(classes) * (0.16 + 0.13 * len(runs))), layout="constrained")
         axes = figure.add_subplot()
         for index, run in enumerate(runs):
             places = np.arange(len(classes)) - 0.4 + (index + 0.5) * thickness
-            now, before = _final_ap(run, metric), _ap_when_learned(run, metric)
+            now, before = run.class_ap(metric), run.class_ap_when_learned(metric)
             axes.barh(places, _percent([now.get(c) for c in classes]), 0.9 * thickness, **_bar_style(runs, index))
             axes.scatter(_percent([before.get(c) for c in classes]), places, marker="|", s=30, c=INK, lw=1.6, zorder=3)
         axes.scatter([], [], marker="|", s=30, c=INK, lw=1.6, label="when the class was learned")
@@ -122,12 +122,18 @@ def loss_curve(runs: Sequence[Run], rows: Sequence[Sequence[dict[str, Any]]], fm
             if not losses:
                 continue
             axes.plot(iterations, losses, color=_colour(index), lw=0.6, alpha=0.35)
-            axes.plot(iterations, _running_median(losses), color=_colour(index), lw=1.8, label=_legend(run))
-            for end in ends[:-1]:
-                axes.axvline(end, color=_colour(index), lw=0.8, ls=":")
+            axes.plot([], [], color=_colour(index), lw=1.8, label=_legend(run))
+            start = 0
+            for end in ends:
+                stop = iterations.index(end) + 1
+                # A median across the border of two tasks would smear the jump that the new classes cause.
+                axes.plot(iterations[start:stop], _running_median(losses[start:stop]), color=_colour(index), lw=1.8)
+                axes.axvline(end, color=GRID, lw=0.8, ls=":")
+                start = stop
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("iteration, all tasks one after another")
         axes.set_ylabel("training loss (log scale)")
         _plain(axes, grid="y")
@@ -152,24 +158,6 @@ def loss_series(rows: Sequence[dict[str, Any]]) -> tuple[list[int], list[float],
         iterations.append(offset + int(iteration))
         losses.append(loss)
     return iterations, losses, ends + iterations[-1:]
-
-
-def _seen_classes(runs: Sequence[Run]) -> list[str]:
-    """The classes that any run has learned, in the order they are taught."""
-    return list(dict.fromkeys(name for run in runs for names in run.task_classes[: len(run.tasks)] for name in names))
-
-
-def _final_ap(run: Run, metric: str) -> dict[str, float | None]:
-    values = (run.tasks[-1].get("ap") or {}).get(metric) or {}
-    return {name: number(value) for name, value in values.items()}
-
-
-def _ap_when_learned(run: Run, metric: str) -> dict[str, float | None]:
-    learned: dict[str, float | None] = {}
-    for task in run.tasks:
-        for name, value in ((task.get("ap") or {}).get(metric) or {}).items():
-            learned.setdefault(name, number(value))
-    return learned
 
 
 def _percent(values: Sequence[float | None]) -> np.ndarray:

@@ -54,6 +54,11 @@ class Run:
         return [list(classes) for classes in self.protocol.get("tasks") or []]
 
     @property
+    def learned(self) -> list[str]:
+        """The classes of the finished tasks, in the order they were taught."""
+        return [name for names in self.task_classes[: len(self.tasks)] for name in names]
+
+    @property
     def finished(self) -> bool:
         return len(self.tasks) >= max(1, len(self.task_classes))
 
@@ -81,6 +86,28 @@ class Run:
     def matrix(self, metric: str) -> list[list[float | None]]:
         """Row t: AP of each task's classes after learning task t."""
         return [[number(value) for value in row] for row in (self.results.get("matrix") or {}).get(metric) or []]
+
+    def class_ap(self, metric: str) -> dict[str, float | None]:
+        """AP of each class after the last finished task."""
+        return {name: number(value) for name, value in ((self.tasks[-1].get("ap") or {}).get(metric) or {}).items()}
+
+    def class_ap_when_learned(self, metric: str) -> dict[str, float | None]:
+        """AP of each class right after the task that taught it."""
+        learned: dict[str, float | None] = {}
+        for task in self.tasks:
+            for name, value in ((task.get("ap") or {}).get(metric) or {}).items():
+                learned.setdefault(name, number(value))
+        return learned
+
+    def old_before_and_now(self, metric: str) -> tuple[float, float] | None:
+        """Mean AP of the old classes when each had just been learned, and now; None before a second task."""
+        new = set(self.task_classes[len(self.tasks) - 1]) if len(self.tasks) <= len(self.task_classes) else set()
+        before, now = self.class_ap_when_learned(metric), self.class_ap(metric)
+        pairs = [(before[name], value) for name, value in now.items() if name not in new]
+        known = [(b, n) for b, n in pairs if b is not None and n is not None]
+        if not known or len(self.tasks) < 2:
+            return None
+        return sum(b for b, _ in known) / len(known), sum(n for _, n in known) / len(known)
 
     def memory(self, key: str) -> float | None:
         """``images`` or ``bytes`` kept in the exemplar memory."""
@@ -175,6 +202,7 @@ def _results_of_tasks(folder: Path) -> dict[str, Any]:
     manifest = folder / "protocol.json"
     if not protocol and manifest.is_file():
         protocol = read_json(manifest, "the manifest of the split")
+        protocol["tasks"] = [task["classes"] for task in protocol.get("tasks") or []]
     metrics = last.get("groups") or {}
     config = Run(folder, "", {}).config()
     return {

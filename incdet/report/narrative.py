@@ -1,0 +1,83 @@
+"""The numbers of a report in plain language, for readers who have never heard of forgetting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from incdet.report.runs import Run
+from incdet.report.table import metric_name
+
+STAMP_MEANING = {
+    "oracle": "it was given knowledge that no detector has in use, so its numbers are a bound and not a result",
+}
+
+
+def narrate(runs: Sequence[Run], metric: str = "voc_area_50") -> list[str]:
+    """Sentences on what was learned, what was forgotten and what each method kept.
+
+    The runs are those of one group (split, protocol and data).
+    """
+    return [_setting(runs), *(_outcome(run, metric) for run in runs), *_cautions(runs), _reading(metric)]
+
+
+def spoken_label(run: Run) -> str:
+    """The run's label in a sentence: nobody has to know that ``finetune`` is the name for doing nothing."""
+    return f"plain fine-tuning ({run.label})" if run.methods == ("finetune",) else run.label
+
+
+def _setting(runs: Sequence[Run]) -> str:
+    sizes = [len(classes) for classes in runs[0].task_classes]
+    if len(sizes) < 2:
+        return f"A detector learned {_kinds(len(runs[0].classes))}."
+    later = f"{sizes[1]} more" if len(sizes) == 2 else f"more in {len(sizes) - 1} steps ({_listed(sizes[1:])})"
+    return (
+        f"A detector that could find {_kinds(sizes[0])} was taught {later}, from images in which only the new kinds "
+        "are labelled. Trained on without a remedy, a detector forgets: the old objects are in those images too, "
+        "unlabelled, and it learns to treat them as background."
+    )
+
+
+def _outcome(run: Run, metric: str) -> str:
+    label = spoken_label(run)
+    label = label[0].upper() + label[1:] if label.startswith("plain") else label
+    new = run.score(metric, "new")
+    reached = "an unknown value" if new is None else f"{100 * new:.1f}"
+    old = run.old_before_and_now(metric)
+    if old is None:
+        return f"{label} has learned its first {_kinds(len(run.learned))} so far, to {reached}."
+    before, now = (100 * value for value in old)
+    kept = f"keeps {100 * now / before:.0f} % of what was known" if before > 0 else "had nothing to keep"
+    ceiling = (
+        " It sees the labels of all classes at once: the ceiling for the others." if run.methods == ("joint",) else ""
+    )
+    return (
+        f"{label} {kept} of the old kinds (from {before:.1f} to {now:.1f}) and reaches {reached} on the new.{ceiling}"
+    )
+
+
+def _cautions(runs: Sequence[Run]) -> list[str]:
+    cautions = [
+        f"{run.label} was stopped after {len(run.tasks)} of {len(run.task_classes)} tasks; its numbers are of then."
+        for run in runs
+        if not run.finished
+    ]
+    for run in runs:
+        for stamp in run.stamps:
+            meaning = STAMP_MEANING.get(stamp, "read its documentation before you compare it")
+            cautions.append(f"{run.label} is stamped {stamp.upper()}: {meaning}.")
+    return cautions
+
+
+def _reading(metric: str) -> str:
+    return (
+        f"The numbers are {metric_name(metric)}, the average precision in percent: 100 means that every object was "
+        "found, in its place, and nothing else was."
+    )
+
+
+def _kinds(count: int) -> str:
+    return "1 kind of object" if count == 1 else f"{count} kinds of object"
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return ", ".join(str(size) for size in sizes)

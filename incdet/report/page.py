@@ -1,0 +1,174 @@
+"""The parts of a self-contained HTML page: style, tables, figures, nested values. Everything is escaped here."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from string import Template
+from typing import Any
+
+from incdet.report.plots import INK
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+<main>
+<h1>$title</h1>
+$body
+<footer>Made by incdet $version. This page is one file and loads nothing from elsewhere.</footer>
+</main>
+</body>
+</html>
+""")
+
+STYLE = """
+:root { --ink: #1b1f24; --soft: #57606a; --paper: #ffffff; --panel: #f5f7f9; --line: #d5dae0; --link: #0b5cad;
+  --warn: #7a4b00; --warn-paper: #fff4dc; --alarm: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #a5afba; --paper: #12161b; --panel: #1b2128;
+  --line: #343c46; --link: #7ab8ff; --warn: #ffd58a; --warn-paper: #33270f; --alarm: #c9362c; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 1.5rem 1.25rem 3rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 1rem; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .6rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; }
+p { margin: .6rem 0; max-width: 74ch; }
+.lead { font-size: 1.1rem; background: var(--panel); border-left: 4px solid var(--link); border-radius: 4px;
+  padding: .9rem 1.1rem; max-width: none; }
+.soft, figcaption, caption, footer { color: var(--soft); font-size: .88rem; }
+.warning { background: var(--warn-paper); color: var(--warn); border-radius: 4px; padding: .6rem .9rem;
+  max-width: none; }
+.badge { display: inline-block; background: var(--alarm); color: #fff; font-weight: 700; font-size: .72rem;
+  letter-spacing: .06em; padding: .1em .55em; border-radius: 3px; vertical-align: .1em; white-space: nowrap; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; caption-side: bottom; padding-top: .5rem; }
+th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+thead th { border-bottom: 2px solid var(--line); white-space: nowrap; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+th.group { text-align: center; }
+table.wide { width: 100%; }
+figure { margin: .8rem 0; }
+figure.plot svg { width: 100%; height: auto; max-width: 780px; min-width: 480px; display: block; }
+.side-by-side { display: flex; flex-wrap: wrap; gap: 1.5rem; }
+.side-by-side figure.plot { flex: 0 1 auto; max-width: 440px; }
+.side-by-side figure.plot svg { min-width: 0; max-width: 100%; }
+table.examples { font-size: .85rem; }
+table.examples td { border: 0; padding: .3rem; width: 15rem; }
+table.examples th { border: 0; padding: .3rem; font-weight: 600; white-space: normal; }
+table.examples img { width: 100%; min-width: 11rem; height: auto; display: block; border-radius: 4px; }
+details { margin: .6rem 0; border: 1px solid var(--line); border-radius: 4px; padding: .5rem .9rem; }
+summary { cursor: pointer; font-weight: 600; }
+summary:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
+pre { overflow-x: auto; background: var(--panel); padding: .8rem; border-radius: 4px; font-size: .82rem; }
+code { overflow-wrap: anywhere; }
+footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem; }
+@media print { :root { --ink: #000; --paper: #fff; --panel: #f5f5f5; --line: #bbb; --soft: #333; }
+  main { max-width: none; padding: 0; } .scroll { overflow: visible; } figure, tr { break-inside: avoid; }
+  h2, h3 { break-after: avoid; } .badge { border: 2px solid #000; print-color-adjust: exact; } }
+"""
+
+
+def page(title: str, body: str, version: str) -> str:
+    """The whole document; ``body`` is HTML, the other two are text."""
+    return PAGE.substitute(title=escape(title), style=STYLE, body=body, version=escape(version))
+
+
+def badges(stamps: Sequence[str]) -> str:
+    """A loud badge per stamp, to stand beside every mention of a run."""
+    return "".join(f' <strong class="badge">{escape(stamp.upper())}</strong>' for stamp in stamps)
+
+
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", groups: Sequence[tuple[str, int]] = ()
+) -> str:
+    """A table of HTML cells whose first column names the row.
+
+    ``groups`` puts a row of (title, columns) above the headers. Cells that look like numbers are set to the right.
+    """
+    top = "".join(f'<th class="group" scope="colgroup" colspan="{span}">{text}</th>' for text, span in groups)
+    head = "".join(f'<th scope="col"{_align(rows, index)}>{text}</th>' for index, text in enumerate(headers))
+    body = "".join(
+        f'<tr><th scope="row">{row[0]}</th>'
+        + "".join(f"<td{_number_class(cell)}>{cell}</td>" for cell in row[1:])
+        + "</tr>\n"
+        for row in rows
+    )
+    below = f"<caption>{caption}</caption>" if caption else ""
+    above = f"<tr>{top}</tr>" if groups else ""
+    return (
+        f'<div class="scroll" tabindex="0"><table>{below}<thead>{above}<tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody></table></div>"
+    )
+
+
+def figure(svg: bytes, name: str, description: str, caption: str = "") -> str:
+    """An SVG of matplotlib inside the page: in the page's text colour, described for those who cannot see it.
+
+    ``name`` is a word that no other figure of the page has; it keeps their ids apart.
+    """
+    drawing = svg.decode()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", drawing)
+    drawing = drawing.replace(INK, "currentColor")
+    drawing = drawing.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure class="plot"><div class="scroll" tabindex="0">{drawing}</div>{below}</figure>'
+
+
+def image(jpeg: bytes, alt: str) -> str:
+    """A JPEG inside the page."""
+    return f'<img alt="{escape(alt)}" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">'
+
+
+def warning(text: str) -> str:
+    return f'<p class="warning" role="note"><strong>Careful:</strong> {escape(text)}</p>'
+
+
+def details(summary: str, body: str) -> str:
+    """A part that is folded away; both arguments are HTML."""
+    return f"<details><summary>{summary}</summary>{body}</details>"
+
+
+def value(content: Any) -> str:
+    """Any JSON value as HTML: mappings of like mappings as a table, other mappings as rows, lists in a line."""
+    if isinstance(content, Mapping):
+        rows = list(content.values())
+        if rows and all(isinstance(row, Mapping) and row for row in rows) and _all_flat(rows):
+            keys = list(dict.fromkeys(key for row in rows for key in row))
+            cells = [[escape(str(name)), *(value(row.get(key)) for key in keys)] for name, row in content.items()]
+            return table(["", *(escape(str(key)) for key in keys)], cells)
+        return table(["", ""], [[escape(str(key)), value(inner)] for key, inner in content.items()]) if content else "–"
+    if isinstance(content, list | tuple):
+        if any(isinstance(inner, list | tuple | Mapping) for inner in content):
+            return "<br>".join(f"{index}: {value(inner)}" for index, inner in enumerate(content, start=1))
+        return ", ".join(value(inner) for inner in content) or "–"
+    if content is None or content == "":
+        return "–"
+    if isinstance(content, bool):
+        return "yes" if content else "no"
+    return f"{content:.4g}" if isinstance(content, float) else f"<code>{escape(str(content))}</code>"
+
+
+def _all_flat(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return all(not isinstance(inner, Mapping | list | tuple) for row in rows for inner in row.values())
+
+
+def _number_class(cell: str) -> str:
+    return ' class="number"' if re.fullmatch(r"(<code>)?[-+−]?[\d.,]+( %)?(</code>)?|–", cell) else ""
+
+
+def _align(rows: Sequence[Sequence[str]], column: int) -> str:
+    """A header stands over its numbers."""
+    return ' class="number"' if column and rows and all(_number_class(row[column]) for row in rows) else ""
