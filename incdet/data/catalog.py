@@ -67,19 +67,18 @@ def load_dataset(
 
 def _load_one(name: str, root: Path, classes: Sequence[str] | None, report: Report) -> DetectionDataset:
     if name in _VOC:
-        folder, split = _VOC[name]
-        _require_folder(root / folder, name, "Unpack it by `python datasets/prepare_voc.py`, see datasets/README.md")
-        return load_voc(root / folder, split, classes or VOC_CLASSES, name, report)
+        folder, split = root / _VOC[name][0], _VOC[name][1]
+        _require_folder(folder, name, "Unpack it by `python datasets/prepare_voc.py`, see datasets/README.md")
+        return load_voc(folder, split, classes or VOC_CLASSES, name, report)
     if name in _SHAPES:
-        _require_folder(
-            root / "shapes", name, f"Draw it by `python datasets/make_shapes.py --output {root / 'shapes'}`"
-        )
-        return load_voc(root / "shapes", _SHAPES[name], classes or SHAPE_CLASSES, name, report)
+        folder = root / "shapes"
+        _require_folder(folder, name, f"Draw it by `python datasets/make_shapes.py --output {folder}`")
+        return load_voc(folder, _SHAPES[name], classes or SHAPE_CLASSES, name, report)
     if name in _COCO:
         folder = root / "coco"
         _require_folder(folder, name, "Unpack it by `python datasets/prepare_coco.py`, see datasets/README.md")
-        file = folder / "annotations" / f"instances_{_COCO[name]}.json"
-        return load_coco(file, folder / _COCO[name], classes, name, report)
+        annotations = folder / "annotations" / f"instances_{_COCO[name]}.json"
+        return load_coco(annotations, folder / _COCO[name], classes, name, report)
     if match := re.fullmatch(r"voc:(.+):([^:]+)", name):
         _require_folder(Path(match[1]), name, "Correct the path; paths are relative to the working directory")
         return load_voc(match[1], match[2], classes, name, report)

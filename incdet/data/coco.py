@@ -65,7 +65,7 @@ def to_coco(dataset: DetectionDataset) -> dict[str, Any]:
         {"id": image.image_id, "file_name": image.path.name, "width": image.width, "height": image.height}
         for image in dataset.images
     ]
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for image in dataset.images:
         flags = zip(image.difficult, image.crowd, strict=True)
         for box, label, (difficult, crowd) in zip(image.boxes.tolist(), image.labels, flags, strict=True):

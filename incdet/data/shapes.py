@@ -149,8 +149,9 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray) -
     colour = rng.uniform(10, 245, 3)
     while np.linalg.norm(colour - under) < _MIN_CONTRAST:
         colour = rng.uniform(10, 245, 3)
-    shade = np.linspace(*rng.uniform(-25, 25, 2), len(canvas), dtype=np.float32)
-    canvas += coverage[:, :, None] * (colour + shade[:, None, None] - canvas)
+    left, right = rng.uniform(-25, 25, 2)
+    shade = np.linspace(left, right, len(canvas), dtype=np.float32)
+    canvas += coverage[:, :, None] * (colour + shade[None, :, None] - canvas)
 
 
 def _overlap(box: np.ndarray, other: np.ndarray) -> float:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,26 +103,30 @@ def write_annotation(root: str | Path, record: ImageRecord, classes: Sequence[st
 
 
 def _read_splits(root: Path, split: str, report: Report) -> list[str]:
-    """The ids of the splits in ``split``, each once."""
-    ids: list[str] = []
+    """The ids of the splits that ``split`` names, each once."""
+    ids: dict[str, None] = {}
     for part in split.split("+"):
         file = root / "ImageSets" / "Main" / f"{part}.txt"
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            known = ", ".join(sorted(path.stem for path in file.parent.glob("*.txt"))) or "none"
-            remedy = f"Name a split that the folder has ({known}), or write the file: one image id per line"
-            report(Defect(str(file), "", f"the split file cannot be read ({error})", remedy))
-            continue
-        found = [line.strip() for line in lines if line.strip()]
-        if not found:
+        found = _read_lines(file, report)
+        if found == []:
             report(Defect(str(file), "", "the split lists no image", "Write one image id per line"))
-        ids += found
-    for image_id, count in Counter(ids).items():
-        if count > 1:
-            place = str(root / "ImageSets" / "Main" / f"{split}.txt")
-            report(Defect(place, image_id, f"the id is listed {count} times", "Keep one of the lines"))
-    return list(dict.fromkeys(ids))
+        for image_id in found or []:
+            if image_id in ids:
+                report(Defect(str(file), image_id, "the id is listed a second time", "Keep one of the lines"))
+            ids[image_id] = None
+    return list(ids)
+
+
+def _read_lines(file: Path, report: Report) -> list[str] | None:
+    """The file's lines that are not blank, or None where it cannot be read."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.txt"))) or "none"
+        remedy = f"Name a split that the folder has ({known}), or write the file: one image id per line"
+        report(Defect(str(file), "", f"the split file cannot be read ({error})", remedy))
+        return None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _find_images(root: Path) -> dict[str, Path]:
