@@ -18,7 +18,9 @@ A backend converts at its own boundary; nothing outside a backend knows the libr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -79,16 +81,22 @@ class Batch:
 class ImageOutputs:
     """What the detector computed of whole images, up to its proposals."""
 
+    images: Any  # the backend's resized, normalised and padded images
+    frozen_features: Any  # output of the stages that do not train
     features: dict[str, Tensor]  # level -> (N, C, h, w), after the neck
-    frozen_features: Any  # output of the frozen stages, to be shared with a teacher that has the same ones
     objectness: Tensor  # (N, A) logits
     anchor_deltas: Tensor  # (N, A, 4)
     anchors: list[Tensor]  # N of (A, 4)
-    proposals: list[Tensor]  # N of (r, 4), in the pixels of the resized image
+    propose: Callable[[], list[Tensor]]  # computes ``proposals`` when somebody asks for them
     image_sizes: list[tuple[int, int]]  # N of (h, w) after resizing, before padding
     targets: list[Target] | None = None  # boxes in the pixels of the resized image
     anchor_labels: Tensor | None = None  # (N, A) 1 positive, 0 negative, -1 not sampled or ignored
     anchor_targets: Tensor | None = None  # (N, A, 4) regression targets; meaningful where anchor_labels is 1
+
+    @cached_property
+    def proposals(self) -> list[Tensor]:
+        """N of (r, 4), best first, in the pixels of the resized image. A teacher's are often not needed."""
+        return self.propose()
 
 
 @dataclass

@@ -1,0 +1,59 @@
+"""Detectors by configuration. A backend's library is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from incdet.backends.base import Detector
+from incdet.backends.weights import load_into, load_weights, read_model
+from incdet.errors import CheckpointError, ConfigError
+
+BACKENDS = ("torchvision",)
+
+
+def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
+    """The detector that ``cfg.BACKEND`` and ``cfg.MODEL`` describe, with ``MODEL.WEIGHTS`` loaded where it is set.
+
+    Raises:
+        ConfigError: the backend is not known, or cannot honour a key.
+        CheckpointError: the weights cannot be read or nothing in them fits.
+    """
+    if cfg.BACKEND not in BACKENDS:
+        raise ConfigError(f"BACKEND: expected one of {', '.join(BACKENDS)}, got {cfg.BACKEND!r}.")
+    from incdet.backends.torchvision import build_torchvision  # noqa: PLC0415
+
+    detector = build_torchvision(cfg, num_classes)
+    if cfg.MODEL.WEIGHTS:
+        report = load_into(detector, load_weights(cfg.MODEL.WEIGHTS), source=cfg.MODEL.WEIGHTS)
+        print(f"{cfg.MODEL.WEIGHTS}: {report}")
+    return detector
+
+
+def load_detector(path: Path, defaults: CfgNode) -> tuple[Detector, tuple[str, ...], CfgNode]:
+    """A detector from the file that incdet saved, which carries its classes and its configuration.
+
+    Args:
+        path: ``model.safetensors`` of a task.
+        defaults: ``get_cfg()``, into which the stored configuration is merged.
+
+    Raises:
+        CheckpointError: the file is damaged or was not written by incdet.
+    """
+    state, metadata = read_model(path)
+    if not {"classes", "config"} <= metadata.keys():
+        raise CheckpointError(
+            f"{path} carries no classes and no configuration, so it was not written by incdet. To start from other "
+            "weights, set MODEL.WEIGHTS in a training configuration."
+        )
+    classes = tuple(json.loads(metadata["classes"]))
+    cfg = defaults.clone()
+    cfg.merge_from_other_cfg(yaml.safe_load(metadata["config"]))
+    bare = cfg.clone()
+    bare.MODEL.WEIGHTS = ""  # everything is in this file
+    detector = build_detector(bare, len(classes))
+    load_into(detector, state, strict=True, source=str(path))
+    return detector.eval(), classes, cfg

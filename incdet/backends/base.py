@@ -1,0 +1,92 @@
+"""The interface that every detection backend offers to the engine and to the methods.
+
+A step calls the stages one by one, so that a method sees, and may replace, what flows between them::
+
+    images  = detector.image_pass(batch)               # backbone, RPN, proposals
+    regions = detector.region_pass(images)             # sampled regions, box head, [align], predictor
+    losses  = detector.losses(images, regions)
+
+A teacher looks at the student's images and boxes, without targets: ``teacher.image_pass_like(images)`` and
+``teacher.region_pass(its_images, boxes=regions.boxes_per_image(n))``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+import torch
+from torch import Tensor, nn
+
+from incdet.structures import Batch, Detections, ImageOutputs, RegionOutputs
+
+# What the predictor makes of region features: (R, D) -> logits (R, K + 1), deltas (R, K or 1, 4).
+Predictor = Callable[[Tensor], tuple[Tensor, Tensor]]
+# The slots of an aligner and of another reading of the features; both see features and the predictor, never targets.
+RegionTransform = Callable[[Tensor, Predictor], Tensor]
+
+BASE_LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
+
+
+class Detector(nn.Module, ABC):
+    """A two-stage detector whose stages can be called one by one and whose head grows."""
+
+    backbone: nn.Module
+    region_transform: RegionTransform | None = None  # features -> aligned features
+    read_out: RegionTransform | None = None  # features -> logits (R, K + 1), at prediction only
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """How many classes the head knows, the background not counted."""
+
+    @abstractmethod
+    def image_pass(self, batch: Batch) -> ImageOutputs:
+        """Everything up to the proposals; with targets, also the sampled anchors' labels.
+
+        Args:
+            batch: images and, for training, what may be seen of their objects.
+        """
+
+    @abstractmethod
+    def image_pass_like(self, outputs: ImageOutputs, share_frozen: bool = False) -> ImageOutputs:
+        """The images of another detector's pass through this one, without targets: how a teacher looks.
+
+        Args:
+            outputs: another detector's, on the same backend. Its resized images are used as they are.
+            share_frozen: take its frozen features too, instead of computing the frozen stages again. Only right when
+                ``shares_frozen_stages_with`` holds.
+        """
+
+    @abstractmethod
+    def region_pass(self, outputs: ImageOutputs, boxes: list[Tensor] | None = None) -> RegionOutputs:
+        """The second stage on ``boxes``, else on sampled proposals (with targets) or on all proposals (without).
+
+        Args:
+            outputs: what ``image_pass`` returned.
+            boxes: per image (r, 4) in the pixels of the resized image; they are used as they are, without labels.
+        """
+
+    @abstractmethod
+    def losses(self, images: ImageOutputs, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
+        """The library's own losses under the names in ``BASE_LOSSES``, except those in ``skip``."""
+
+    @abstractmethod
+    def predict(self, images: list[Tensor]) -> list[Detections]:
+        """The objects in each image, in its own pixels. Takes no targets, so none can leak."""
+
+    @abstractmethod
+    def region_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
+        """Features (n, D) before the predictor of given boxes (n, 4), per image, in that image's own pixels."""
+
+    @abstractmethod
+    def expand_classes(self, count: int) -> None:
+        """Add ``count`` classes to the head; the old logits and the background keep their bits."""
+
+    @abstractmethod
+    def frozen_state(self) -> dict[str, Tensor]:
+        """The parameters and buffers of the stages that ``frozen_features`` come from; empty when none is frozen."""
+
+    def shares_frozen_stages_with(self, other: Detector) -> bool:
+        """Whether the frozen stages of both compute the same, so that one's output serves the other."""
+        mine, theirs = self.frozen_state(), other.frozen_state()
+        return bool(mine) and mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)

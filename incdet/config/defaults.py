@@ -1,0 +1,134 @@
+"""Every configuration key, its default and its meaning.
+
+Names follow detectron2 wherever it has one. A default that is incdet's own choice says *ours*; everything else is
+detectron2's or torchvision's. Each method adds a node ``METHOD.<NAME>`` from its own file.
+"""
+
+from __future__ import annotations
+
+from incdet.config.node import CfgNode as CN
+
+
+def get_cfg() -> CN:
+    """A fresh copy of the default configuration, with the nodes of every method in ``incdet/methods``."""
+    from incdet.methods import method_defaults  # noqa: PLC0415  (methods import this package's node)
+
+    cfg = CN()
+    cfg.VERSION = 2
+    cfg.BACKEND = "torchvision"
+    cfg.OUTPUT_DIR = "output"
+    cfg.NAME = ""  # of the run in tables and reports; empty = the methods' names
+    cfg.SEED = 0
+    cfg.METHODS = ("finetune",)
+    cfg.METHOD = method_defaults()
+    cfg.TASKS = _tasks()
+    cfg.DATASETS = _datasets()
+    cfg.DATALOADER = CN({"NUM_WORKERS": 2})
+    cfg.INPUT = _input()
+    cfg.MODEL = _model()
+    cfg.SOLVER = _solver()
+    cfg.TEST = CN()
+    cfg.TEST.DETECTIONS_PER_IMAGE = 100
+    cfg.TEST.IMS_PER_BATCH = 8
+    cfg.LOG_PERIOD = 20  # iterations between two lines of metrics.jsonl
+    # A finished first task is shared by every run whose data, model, schedule and seed are the same. Empty = never.
+    cfg.FIRST_TASK_CACHE = "output/first_tasks"
+    # Overrides that hold from the second task on: the same keys as above, e.g. NEXT_TASKS.SOLVER.BASE_LR.
+    cfg.NEXT_TASKS = CN(new_allowed=True)
+    return cfg
+
+
+def _tasks() -> CN:
+    node = CN()
+    node.SPLIT = "10+10"  # "15+5", "10+5+5", "15+1x5": sizes of the tasks, any sum that matches the data
+    node.PROTOCOL = "class_split"  # class_split, image_split or loco: docs/protocols.md
+    node.ORDER = "alphabetical"  # alphabetical, id (as the source lists them), listed, seed:<n>
+    node.LISTED = ()  # the class order itself, when ORDER is listed
+    return node
+
+
+def _datasets() -> CN:
+    node = CN()
+    node.ROOT = "datasets"
+    node.TRAIN = "shapes_train"  # a known name, voc:<folder>:<split> or coco:<annotations>:<images>
+    node.TEST = "shapes_test"
+    node.CLASSES = ()  # empty = those the data itself lists
+    node.DIFFICULT = "keep"  # in training: keep, drop, ignore
+    # Above 0, this share of TRAIN is held out and takes the place of TEST: for choosing a recipe. Ours.
+    node.HELD_OUT = 0.0
+    return node
+
+
+def _input() -> CN:
+    node = CN()
+    node.MIN_SIZE_TRAIN = (800,)  # short side in pixels; several = one is drawn per image
+    node.MAX_SIZE_TRAIN = 1333
+    node.MIN_SIZE_TEST = 800
+    node.MAX_SIZE_TEST = 1333
+    node.RANDOM_FLIP = "horizontal"  # horizontal, none
+    node.COLOR_JITTER = 0.0  # strength of brightness, contrast and saturation jitter. Ours
+    node.ZOOM_OUT = 1.0  # above 1, the image is pasted on a grey canvas up to this many times larger, half the time. Ours
+    return node
+
+
+def _model() -> CN:
+    node = CN()
+    node.WEIGHTS = ""  # "" = from scratch; a .safetensors, .pth, .pkl or .npz file, or torchvision://<enum>
+    node.NECK = "fpn"  # fpn or c4
+    node.PIXEL_MEAN = (0.485, 0.456, 0.406)
+    node.PIXEL_STD = (0.229, 0.224, 0.225)
+    node.BACKBONE = CN()
+    node.BACKBONE.NAME = "resnet50"  # resnet18, resnet50, mobilenet_v2
+    node.BACKBONE.NORM = "FrozenBN"  # FrozenBN, BN, none (folded into convolutions that have a bias)
+    node.BACKBONE.WIDTH = 64  # channels of a ResNet's stem; 64 is the standard network. Ours
+    node.BACKBONE.FREEZE_AT = 2  # stages kept fixed: 0 none, 1 the stem, 2 stem and res2, ...
+    node.BACKBONE.FREEZE_NORM = False  # BN keeps its statistics and its affine parameters fixed. Ours
+    node.FPN = CN()
+    node.FPN.IN_FEATURES = ("res2", "res3", "res4", "res5")
+    node.FPN.OUT_CHANNELS = 256
+    node.ANCHOR_GENERATOR = CN()
+    node.ANCHOR_GENERATOR.SIZES = ((32,), (64,), (128,), (256,), (512,))  # pixels, per level
+    node.ANCHOR_GENERATOR.ASPECT_RATIOS = (0.5, 1.0, 2.0)
+    node.RPN = CN()
+    node.RPN.PRE_NMS_TOPK_TRAIN = 2000
+    node.RPN.PRE_NMS_TOPK_TEST = 1000
+    node.RPN.POST_NMS_TOPK_TRAIN = 1000
+    node.RPN.POST_NMS_TOPK_TEST = 1000
+    node.RPN.NMS_THRESH = 0.7
+    node.RPN.IOU_THRESHOLDS = (0.3, 0.7)
+    node.RPN.BATCH_SIZE_PER_IMAGE = 256
+    node.RPN.POSITIVE_FRACTION = 0.5
+    node.ROI_HEADS = CN()
+    node.ROI_HEADS.IOU_THRESHOLDS = (0.5,)
+    node.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 512
+    node.ROI_HEADS.POSITIVE_FRACTION = 0.25
+    node.ROI_HEADS.SCORE_THRESH_TEST = 0.05
+    node.ROI_HEADS.NMS_THRESH_TEST = 0.5
+    node.ROI_BOX_HEAD = CN()
+    node.ROI_BOX_HEAD.FC_DIM = 1024
+    node.ROI_BOX_HEAD.POOLER_RESOLUTION = 7  # 14 is usual for C4
+    node.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 2
+    node.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = False
+    return node
+
+
+def _solver() -> CN:
+    node = CN()
+    node.OPTIMIZER = "SGD"  # SGD, AdamW
+    node.BASE_LR = 0.02
+    node.BACKBONE_MULTIPLIER = 1.0  # learning rate of the backbone relative to BASE_LR
+    node.MOMENTUM = 0.9
+    node.WEIGHT_DECAY = 1e-4
+    node.WEIGHT_DECAY_NORM = 0.0
+    node.IMS_PER_BATCH = 16  # over all processes
+    node.MAX_ITER = 18000
+    node.LR_SCHEDULER_NAME = "WarmupMultiStepLR"  # or WarmupCosineLR
+    node.STEPS = (12000, 16000)
+    node.GAMMA = 0.1
+    node.WARMUP_ITERS = 100
+    node.WARMUP_FACTOR = 0.001
+    node.CHECKPOINT_PERIOD = 500  # iterations between two states that --resume can start from. 0 = only at a task's end
+    node.CLIP_GRADIENTS = 0.0  # norm; 0 = off
+    node.PRECISION = "32-true"  # Lightning Fabric's names: 32-true, 16-mixed, bf16-mixed
+    node.EMA_DECAY = 0.0  # above 0, the averaged weights are the ones kept and tested
+    return node

@@ -1,0 +1,97 @@
+"""One training step: student, teacher and methods, from a batch to named losses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from incdet.backends.base import BASE_LOSSES, Detector
+from incdet.errors import MethodError
+from incdet.methods.base import Method, Pass, Step
+from incdet.structures import Batch
+from incdet.tasks import TaskSpec
+
+
+class Learner(nn.Module):
+    """The module that is trained. Its only sub-module is the student.
+
+    The teacher is kept out of the module tree: it is in no checkpoint, no optimiser and no DDP wrapper.
+    """
+
+    def __init__(self, student: Detector, teacher: Detector | None, methods: Sequence[Method], task: TaskSpec):
+        super().__init__()
+        self.student = student
+        self.methods = list(methods)
+        self.task = task
+        self.replaced = frozenset(name for method in methods for name in method.replaces)
+        self._teacher = (teacher,)
+        self._share_frozen = teacher is not None and teacher.shares_frozen_stages_with(student)
+
+    @property
+    def teacher(self) -> Detector | None:
+        return self._teacher[0]
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a batch by name; the step minimises their sum."""
+        for method in self.methods:
+            batch = method.transform_batch(batch)
+        images = self.student.image_pass(batch)
+        regions = self.student.region_pass(images)
+        losses = self.student.losses(images, regions, skip=self._replaced_now())
+        step = Step(self.task, batch, Pass(self.student, images, lambda: regions), None)
+        if self.teacher is not None:
+            boxes = regions.boxes_per_image(len(batch))
+            step = Step(self.task, batch, step.student, self._look(step.student, boxes))
+        for method in self.methods:
+            for name, value in method.losses(step).items():
+                if name in losses:
+                    raise MethodError(f"{type(method).__name__} returns the loss {name!r}, which is there already.")
+                losses[name] = value
+        return losses
+
+    def _replaced_now(self) -> frozenset[str]:
+        """Nothing is replaced in the first task: there is nothing to remember yet."""
+        return self.replaced if self.task.old else frozenset()
+
+    def _look(self, student: Pass, boxes: list[Tensor]) -> Pass:
+        """The teacher's pass over the student's images and boxes."""
+        teacher = self.teacher
+        with torch.no_grad():
+            images = teacher.image_pass_like(student.images, self._share_frozen)  # type: ignore[union-attr]
+        return TeacherPass(teacher, images, boxes)
+
+
+class TeacherPass(Pass):
+    """A pass without gradients, whose regions are computed when a method asks for them."""
+
+    def __init__(self, detector, images, boxes: list[Tensor]):  # noqa: ANN001
+        super().__init__(detector, images, lambda: self.regions_on(boxes))
+
+    @torch.no_grad()
+    def regions_on(self, boxes: list[Tensor]):  # noqa: ANN201
+        return super().regions_on(boxes)
+
+
+def freeze_copy(detector: Detector) -> Detector:
+    """A teacher: a copy in eval mode that computes no gradients."""
+    return copy.deepcopy(detector).eval().requires_grad_(False)
+
+
+def check_losses(losses: dict[str, Tensor], iteration: int) -> None:
+    """Stop before a broken step reaches the weights.
+
+    Raises:
+        FloatingPointError: a loss is not finite; all of them are named.
+    """
+    if not torch.isfinite(sum(losses.values())):  # type: ignore[call-overload]
+        values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+        raise FloatingPointError(
+            f"iteration {iteration}: a loss is not finite ({values}). Lower SOLVER.BASE_LR, lengthen "
+            "SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS."
+        )
+
+
+__all__ = ["BASE_LOSSES", "Learner", "TeacherPass", "check_losses", "freeze_copy"]

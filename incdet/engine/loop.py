@@ -1,0 +1,122 @@
+"""The training loop of one task, to be read top to bottom.
+
+Whatever is random in iteration i follows from (seed, task, i): see ``incdet.randomness``.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from incdet.data.loader import train_loader
+from incdet.data.views import TaskView
+from incdet.engine.checkpoint import load_state, save_state
+from incdet.engine.learner import Learner, check_losses
+from incdet.engine.logs import MetricsLog, Progress
+from incdet.optim import build_optimizer, learning_rate, set_learning_rate
+from incdet.randomness import derive_seed
+
+
+@dataclass
+class Trained:
+    """What the loop did."""
+
+    iterations: int
+    seconds: float  # over all the processes' lives, when a task was resumed
+
+
+def train_task(
+    learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, folder: Path, log_path: Path
+) -> Trained:
+    """Train the learner's student on a task; resume from ``folder/state.pt`` where it exists.
+
+    Args:
+        learner: its student is changed in place and ends with the averaged weights where an average is kept.
+        view: the training data.
+        cfg: of this task.
+        fabric: launched.
+        folder: the task's folder.
+        log_path: ``metrics.jsonl`` of the run.
+    """
+    solver, task, student = cfg.SOLVER, view.task.index, learner.student
+    student.train()
+    optimizer = build_optimizer(solver, student)
+    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(solver.EMA_DECAY)) if solver.EMA_DECAY else None
+    start, seconds = _resume(folder / "state.pt", student, optimizer, average)
+    wrapped, optimizer = fabric.setup(learner, optimizer)
+    log = MetricsLog(log_path, task, start) if fabric.is_global_zero else None
+    progress = Progress(f"task {task}", start, solver.MAX_ITER, fabric.is_global_zero)
+    loader = train_loader(view, cfg, range(start, solver.MAX_ITER), fabric.global_rank, fabric.world_size)
+    parameters = {name: p for name, p in student.named_parameters() if p.requires_grad}
+    began = time.perf_counter() - seconds
+
+    for iteration, batch in zip(range(start, solver.MAX_ITER), loader, strict=True):
+        torch.manual_seed(derive_seed(cfg.SEED, "step", task, iteration, fabric.global_rank))
+        rate = learning_rate(solver, iteration)
+        set_learning_rate(optimizer, rate)
+        losses = wrapped(batch.to(fabric.device))
+        total = sum(losses.values())
+        check_losses(losses, iteration)
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(total)
+        if solver.CLIP_GRADIENTS > 0:
+            fabric.clip_gradients(wrapped, optimizer, max_norm=solver.CLIP_GRADIENTS)
+        optimizer.step()
+        for method in learner.methods:
+            method.update_transforms(parameters)
+        if average is not None:
+            average.update_parameters(student)
+
+        done = iteration + 1
+        progress.advance(len(batch) * fabric.world_size)
+        if done % cfg.LOG_PERIOD == 0 or done == solver.MAX_ITER:
+            values = _values(losses)
+            throughput = progress.show(values, rate)
+            if log is not None:
+                log.write(task, iteration, {"loss": sum(values.values()), **values, "lr": rate, "img_per_s": throughput})
+        if solver.CHECKPOINT_PERIOD and done % solver.CHECKPOINT_PERIOD == 0 and done < solver.MAX_ITER:
+            _save(folder / "state.pt", done, time.perf_counter() - began, student, optimizer, average, fabric)
+
+    progress.close()
+    if log is not None:
+        log.close()
+    if average is not None:
+        student.load_state_dict(average.module.state_dict())
+    return Trained(solver.MAX_ITER, time.perf_counter() - began)
+
+
+def _values(losses: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in losses.items()}
+
+
+def _resume(path: Path, student, optimizer, average) -> tuple[int, float]:  # noqa: ANN001
+    """The iteration to go on from, and the seconds spent before; (0, 0) where there is no state."""
+    if not path.exists():
+        return 0, 0.0
+    state = load_state(path)
+    student.load_state_dict(state["student"])
+    optimizer.load_state_dict(state["optimizer"])
+    if average is not None:
+        average.load_state_dict(state["average"])
+    return state["iteration"], state["seconds"]
+
+
+def _save(path: Path, iteration: int, seconds: float, student, optimizer, average, fabric: Fabric) -> None:  # noqa: ANN001
+    if not fabric.is_global_zero:
+        return
+    state = {
+        "iteration": iteration,
+        "seconds": seconds,
+        "student": student.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    if average is not None:
+        state["average"] = average.state_dict()
+    save_state(path, state)

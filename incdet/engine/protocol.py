@@ -1,0 +1,133 @@
+"""What a result must say of how it was obtained, and which runs may share a first task."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import incdet
+import numpy as np
+from fvcore.common.config import CfgNode
+
+from incdet.data.catalog import load_dataset
+from incdet.data.protocols import dataset_stream
+from incdet.data.records import DetectionDataset
+from incdet.data.views import TaskView, hold_out, task_view
+from incdet.errors import DataError
+from incdet.tasks import TaskSpec, TaskStream
+
+HELD_OUT_SEED = 0  # fixed, so that recipes of runs with different seeds are compared on the same images
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The data of a run and how they are taught."""
+
+    cfg: CfgNode
+    train: DetectionDataset
+    test: DetectionDataset
+    stream: TaskStream
+
+    @classmethod
+    def load(cls, cfg: CfgNode) -> Problem:
+        """Read the data that ``cfg`` names.
+
+        Raises:
+            DataError: the data cannot be used, or training and test classes differ.
+            SplitError: the split does not fit the classes.
+        """
+        classes = tuple(cfg.DATASETS.CLASSES) or None
+        train = load_dataset(cfg.DATASETS.TRAIN, cfg.DATASETS.ROOT, classes)
+        if cfg.DATASETS.HELD_OUT > 0:
+            train, test = hold_out(train, cfg.DATASETS.HELD_OUT, HELD_OUT_SEED)
+        else:
+            test = load_dataset(cfg.DATASETS.TEST, cfg.DATASETS.ROOT, train.classes)
+        if set(train.classes) != set(test.classes):
+            raise DataError(
+                f"DATASETS.TRAIN and DATASETS.TEST list different classes; only one has: "
+                f"{', '.join(sorted(set(train.classes) ^ set(test.classes)))}."
+            )
+        tasks = cfg.TASKS
+        return cls(cfg, train, test, dataset_stream(train, tasks.SPLIT, tasks.ORDER, tasks.LISTED, tasks.PROTOCOL))
+
+    def view(self, task: TaskSpec) -> TaskView:
+        """What the task may see."""
+        cfg = self.cfg
+        return task_view(self.train, self.stream, task, cfg.TASKS.PROTOCOL, cfg.DATASETS.DIFFICULT, cfg.SEED)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        return {"train": self.train.fingerprint(), "test": self.test.fingerprint()}
+
+    def block(self, memory: dict[str, int]) -> dict[str, Any]:
+        """The protocol block that every result carries."""
+        cfg, stream = self.cfg, self.stream
+        return {
+            "split": stream.split,
+            "protocol": cfg.TASKS.PROTOCOL,
+            "classes": list(stream.classes),
+            "class_order": stream.order,
+            "class_order_hash": stream.order_hash,
+            "tasks": [list(task.new) for task in stream],
+            "difficult": cfg.DATASETS.DIFFICULT,
+            "train": {"name": self.train.name, "images": len(self.train), "fingerprint": self.fingerprints["train"]},
+            "test": {"name": self.test.name, "images": len(self.test), "fingerprint": self.fingerprints["test"]},
+            "held_out": cfg.DATASETS.HELD_OUT > 0,
+            "memory": memory,
+            "seed": cfg.SEED,
+            "backend": cfg.BACKEND,
+            "model": f"{cfg.MODEL.BACKBONE.NAME}-{cfg.MODEL.NECK}",
+            "commit": git_commit(),
+            "version": incdet.__version__,
+            "stamps": [],
+        }
+
+
+def first_task_key(problem: Problem, cfg: CfgNode, view: TaskView, world_size: int) -> str:
+    """A hash of all that decides what the first task's detector becomes and how it is tested."""
+    decisive = {
+        "version": incdet.__version__,
+        "backend": cfg.BACKEND,
+        "seed": cfg.SEED,
+        "processes": world_size,
+        "test": [cfg.TEST, problem.fingerprints["test"]],
+        "model": cfg.MODEL,
+        "weights": _file_hash(cfg.MODEL.WEIGHTS),
+        "input": cfg.INPUT,
+        "solver": {key: value for key, value in cfg.SOLVER.items() if key != "CHECKPOINT_PERIOD"},
+        "classes": view.task.new,
+        "view": _view_hash(view),
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _view_hash(view: TaskView) -> str:
+    digest = hashlib.sha256()
+    for image in view.images:
+        digest.update(f"{image.record.image_id} {image.record.width} {image.record.height}".encode())
+        for array in (image.boxes, image.labels, image.weights, image.use_rpn, image.use_roi):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _file_hash(weights: str) -> str:
+    path = Path(weights)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if weights and path.is_file() else weights
+
+
+def git_commit() -> str | None:
+    """The commit of the incdet checkout in use, marked when files differ from it; None outside a checkout."""
+    folder = Path(incdet.__file__).parent
+    try:
+        answer = subprocess.run(  # noqa: S603  (a fixed command)
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
+            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,288 @@
+"""A run: the tasks of a stream, one after the other, each learned, remembered and tested."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from lightning_fabric import Fabric
+from torch import Tensor
+
+import incdet
+from incdet.backends import build_detector, read_model
+from incdet.backends.base import Detector
+from incdet.backends.weights import load_into, save_model
+from incdet.config import config_for_task, diff, get_cfg
+from incdet.data.manifest import protocol_manifest
+from incdet.data.views import TrainImage
+from incdet.engine import inference
+from incdet.engine.files import write_atomic, write_json
+from incdet.engine.learner import Learner, freeze_copy
+from incdet.engine.loop import train_task
+from incdet.engine.protocol import Problem, first_task_key
+from incdet.errors import ConfigError
+from incdet.evaluation.predictions import Predictions, write_predictions
+from incdet.evaluation.results import read_task_result, run_results, task_result, write_result
+from incdet.methods import build_methods
+from incdet.methods.base import TaskContext
+from incdet.randomness import derive_seed
+from incdet.replay.memory import memory_size
+from incdet.structures import Detections
+from incdet.tasks import TaskSpec
+
+# Keys that change neither the data, nor the model, nor what is learned: a resumed run may have others.
+FREE_ON_RESUME = (
+    "DATALOADER.NUM_WORKERS", "DATASETS.ROOT", "FIRST_TASK_CACHE", "LOG_PERIOD", "NAME", "OUTPUT_DIR",
+    "SOLVER.CHECKPOINT_PERIOD", "TEST.IMS_PER_BATCH",
+)  # fmt: skip
+SHARED_FILES = ("model.safetensors", "predictions.json", "result.json")
+
+
+class Run:
+    """One run in its folder. ``learn`` does everything; what is finished is never done again."""
+
+    def __init__(self, cfg: CfgNode, fabric: Fabric, resume: bool = False):
+        """Read the data and take hold of the folder.
+
+        Raises:
+            ConfigError: the folder holds another run, or this one and ``resume`` is False.
+        """
+        self.cfg = cfg
+        self.fabric = fabric
+        self.folder = Path(cfg.OUTPUT_DIR)
+        self.methods = build_methods(cfg)
+        self.problem = Problem.load(cfg)
+        self.stream = self.problem.stream
+        self._claim_folder(resume)
+
+    @property
+    def name(self) -> str:
+        return self.cfg.NAME or " + ".join(self.cfg.METHODS)
+
+    def learn(self, last_task: int | None = None) -> dict[str, Any]:
+        """Learn the tasks up to ``last_task`` (all of them by default) and test after each.
+
+        Returns:
+            The content of ``results.json``.
+        """
+        results: list[dict[str, Any]] = []
+        for task in self.stream.tasks[:last_task]:
+            if not (self.task_folder(task) / "result.json").exists():
+                self._learn_task(task)
+            results.append(read_task_result(self.task_folder(task) / "result.json"))
+        return self._conclude(results)
+
+    def evaluate(self, last_task: int | None = None) -> dict[str, Any]:
+        """Test the models of the finished tasks again.
+
+        Raises:
+            ConfigError: a task has no model yet.
+        """
+        results: list[dict[str, Any]] = []
+        for task in self.stream.tasks[:last_task]:
+            folder = self.task_folder(task)
+            if not (folder / "model.safetensors").exists():
+                raise ConfigError(f"{folder} holds no model; learn task {task.index} before testing it.")
+            student = self._finished(task)
+            before = folder / "result.json"
+            kept = read_task_result(before) if before.exists() else {"train": {}, "extra": {}}
+            self._test(student, task, kept["train"], kept["extra"])
+            results.append(read_task_result(before))
+        return self._conclude(results)
+
+    def task_folder(self, task: TaskSpec) -> Path:
+        return self.folder / f"task_{task.index}"
+
+    # ------------------------------------------------------------------ one task
+
+    def _learn_task(self, task: TaskSpec) -> None:
+        folder, cfg = self.task_folder(task), self.task_configs[task.index - 1]
+        if self.fabric.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.fabric.barrier()
+        view = self.problem.view(task)
+        shared = self._shared_folder(task, cfg, view)
+        if shared is not None and (shared / "result.json").exists() and self.fabric.is_global_zero:
+            for name in SHARED_FILES[:-1]:
+                shutil.copyfile(shared / name, folder / name)
+        self.fabric.barrier()
+        student, teacher = self._student_and_teacher(task, cfg)
+        context = self._context(task, cfg, student, teacher)
+        if (folder / "model.safetensors").exists():
+            train = self._load_model(folder / "model.safetensors", student)
+            for method in self.methods:
+                method.training_data(view, context)
+        else:
+            for method in self.methods:
+                view = method.training_data(view, context)
+                method.begin_task(context)
+            learner = Learner(student, teacher, self.methods, task)
+            trained = train_task(learner, view, cfg, self.fabric, folder, self.folder / "metrics.jsonl")
+            train = {**asdict(trained), "images": len(view)}
+            self._save_model(folder / "model.safetensors", student, task, cfg, train)
+        for method in self.methods:
+            method.end_task(context)
+        self.fabric.barrier()
+        extra = {key: value for method in self.methods for key, value in method.report().items()}
+        self._test(student, task, train, extra)
+        if self.fabric.is_global_zero:
+            (folder / "state.pt").unlink(missing_ok=True)
+            if shared is not None and not shared.exists():
+                _publish(folder, shared)
+        self.fabric.barrier()
+
+    @cached_property
+    def task_configs(self) -> list[CfgNode]:
+        """The configuration of each task, after the methods had their say."""
+        plain = [config_for_task(self.cfg, task.index) for task in self.stream]
+        configs = []
+        for index in range(len(plain)):
+            cfg = plain[index]
+            for method in self.methods:
+                cfg = method.task_config([*plain[:index], cfg])
+            configs.append(cfg)
+        return configs
+
+    def _student_and_teacher(self, task: TaskSpec, cfg: CfgNode) -> tuple[Detector, Detector | None]:
+        torch.manual_seed(derive_seed(self.cfg.SEED, "model", task.index))
+        if not task.old or any(method.from_scratch for method in self.methods):
+            torch.manual_seed(derive_seed(self.cfg.SEED, "model", 1))
+            return build_detector(cfg, task.num_seen).to(self.fabric.device), None
+        student = build_detector(_without_weights(cfg), task.num_old)
+        previous = self.task_folder(self.stream[task.index - 2])
+        self._load_model(previous / "model.safetensors", student)
+        student.to(self.fabric.device)
+        needed = any(method.needs_teacher for method in self.methods)
+        teacher = freeze_copy(student) if needed else None
+        student.expand_classes(task.num_new)
+        return student, teacher
+
+    def _finished(self, task: TaskSpec) -> Detector:
+        student = build_detector(_without_weights(self.task_configs[task.index - 1]), task.num_seen)
+        self._load_model(self.task_folder(task) / "model.safetensors", student)
+        return student.to(self.fabric.device)
+
+    def _context(self, task: TaskSpec, cfg: CfgNode, student: Detector, teacher: Detector | None) -> TaskContext:
+        def detect(detector: Detector, images: Sequence[TrainImage], description: str) -> list[Detections]:
+            paths = [image.record.path for image in images]
+            return inference.detect(detector, paths, cfg, self.fabric, description)
+
+        def features(detector: Detector, images: Sequence[TrainImage], description: str) -> list[Tensor]:
+            return inference.visible_features(detector, images, cfg, self.fabric, description)
+
+        return TaskContext(
+            cfg=cfg,
+            stream=self.stream,
+            task=task,
+            dataset=self.problem.train,
+            student=student,
+            teacher=teacher,
+            run_folder=self.folder,
+            task_folder=self.task_folder(task),
+            detect=detect,
+            features=features,
+            is_main=self.fabric.is_global_zero,
+        )
+
+    def _test(self, student: Detector, task: TaskSpec, train: dict[str, Any], extra: dict[str, Any]) -> None:
+        """Detect on all test images and write predictions and result."""
+        began = time.perf_counter()
+        test, folder = self.problem.test, self.task_folder(task)
+        for slot in ("align", "read_out"):
+            owner = next((method for method in self.methods if getattr(type(method), slot) is not None), None)
+            if owner is not None and task.old:
+                setattr(student, "region_transform" if slot == "align" else slot, getattr(owner, slot))
+        paths = [image.path for image in test.images]
+        found = inference.detect(student, paths, self.cfg, self.fabric, f"test after task {task.index}")
+        if not self.fabric.is_global_zero:
+            return
+        ids = [image.image_id for image in test.images]
+        predictions = Predictions.from_detections(zip(ids, found, strict=True), task.seen)
+        write_predictions(folder / "predictions.json", predictions)
+        spent = {"seconds": round(time.perf_counter() - began, 2)}
+        result = task_result(test, predictions, self.stream, task, train=train, evaluate=spent, extra=extra)
+        write_result(folder / "result.json", result)
+
+    # ------------------------------------------------------------------ files
+
+    def _claim_folder(self, resume: bool) -> None:
+        path = self.folder / "config.yaml"
+        if path.exists():
+            if not resume:
+                raise ConfigError(
+                    f"OUTPUT_DIR {self.folder} already holds a run. Continue it with --resume, or choose another folder."
+                )
+            before = get_cfg()
+            before.merge_from_file(path)
+            changed = {k: v for k, v in diff(self.cfg, before).items() if k not in FREE_ON_RESUME}
+            if changed:
+                lines = "\n".join(f"  {key}: now {now!r}, then {then!r}" for key, (now, then) in changed.items())
+                raise ConfigError(
+                    f"{self.folder} was begun with another configuration:\n{lines}\nUse that one, or choose another "
+                    "OUTPUT_DIR."
+                )
+        self.fabric.barrier()
+        if self.fabric.is_global_zero:
+            cfg = self.cfg
+            manifest = protocol_manifest(
+                self.problem.train, self.stream, cfg.TASKS.PROTOCOL, cfg.DATASETS.DIFFICULT, cfg.SEED
+            )
+            write_json(self.folder / "protocol.json", manifest)
+            write_atomic(path, cfg.dump())
+
+    def _save_model(self, path: Path, student: Detector, task: TaskSpec, cfg: CfgNode, train: dict[str, Any]) -> None:
+        if self.fabric.is_global_zero:
+            metadata = {
+                "incdet": incdet.__version__,
+                "classes": json.dumps(task.seen),
+                "config": cfg.dump(),
+                "train": json.dumps({**train, "seconds": round(train["seconds"], 1)}),
+            }
+            save_model(path, student.state_dict(), metadata)
+        self.fabric.barrier()
+
+    def _load_model(self, path: Path, student: Detector) -> dict[str, Any]:
+        """Load a finished model; returns what is known of its training."""
+        state, metadata = read_model(path)
+        load_into(student, state, strict=True, source=str(path))
+        return json.loads(metadata["train"])
+
+    def _shared_folder(self, task: TaskSpec, cfg: CfgNode, view: Any) -> Path | None:
+        """Where runs with the same first task keep it; None where it cannot be shared."""
+        if task.old or not self.cfg.FIRST_TASK_CACHE or any(m.changes_first_task for m in self.methods):
+            return None
+        return Path(self.cfg.FIRST_TASK_CACHE) / first_task_key(self.problem, cfg, view, self.fabric.world_size)
+
+    def _conclude(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        memory = memory_size(self.folder / "memory")
+        content = run_results(self.name, list(self.cfg.METHODS), self.problem.block(memory), results)
+        if self.fabric.is_global_zero:
+            write_result(self.folder / "results.json", content)
+        return content
+
+
+def _without_weights(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.MODEL.WEIGHTS = ""
+    return cfg
+
+
+def _publish(folder: Path, shared: Path) -> None:
+    """Offer a finished first task to other runs: a whole folder appears at once, or nothing does."""
+    shared.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=shared.parent, prefix=".publishing-"))
+    for name in SHARED_FILES:
+        shutil.copyfile(folder / name, temporary / name)
+    try:
+        temporary.rename(shared)
+    except OSError:  # another run was faster, with the same content
+        shutil.rmtree(temporary)

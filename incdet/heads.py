@@ -1,0 +1,23 @@
+"""Growing a linear predictor when a task brings new classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def grow_linear(layer: nn.Linear, rows: int, at: int, std: float) -> nn.Linear:
+    """A copy of ``layer`` with ``rows`` new outputs inserted before output ``at``; the others keep their bits.
+
+    Args:
+        layer: a linear layer with a bias.
+        rows: how many outputs to add.
+        at: where they go; the outputs from ``at`` on move up.
+        std: deviation of the new weights (detectron2: 0.01 for classes, 0.001 for boxes). New biases are zero.
+    """
+    grown = nn.Linear(layer.in_features, layer.out_features + rows, device=layer.weight.device, dtype=layer.weight.dtype)
+    new = torch.empty(rows, layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype).normal_(0.0, std)
+    with torch.no_grad():
+        grown.weight.copy_(torch.cat([layer.weight[:at], new, layer.weight[at:]]))
+        grown.bias.copy_(torch.cat([layer.bias[:at], layer.bias.new_zeros(rows), layer.bias[at:]]))
+    return grown

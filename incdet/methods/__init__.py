@@ -1,0 +1,72 @@
+"""Finding methods by the name of their file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+
+from fvcore.common.config import CfgNode as _FvcoreNode
+
+from incdet.config.node import CfgNode
+from incdet.errors import MethodError
+from incdet.methods.base import Method
+
+
+def method_names() -> list[str]:
+    """Every method of the package: the files of this folder."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+
+
+def method_class(name: str) -> type[Method]:
+    """The one :class:`Method` that ``incdet/methods/<name>.py`` defines.
+
+    Raises:
+        MethodError: there is no such file; the nearest name is suggested.
+    """
+    names = method_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise MethodError(f"METHODS: no method {name!r}.{hint} Known: {', '.join(names)}.")
+    module = importlib.import_module(f"{__name__}.{name}")
+    (found,) = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]
+    return found
+
+
+def method_defaults() -> CfgNode:
+    """The configuration nodes of all methods: ``METHOD.<NAME>``."""
+    return CfgNode({name.upper(): CfgNode(dict(method_class(name).DEFAULTS)) for name in method_names()})
+
+
+def build_methods(cfg: _FvcoreNode) -> list[Method]:
+    """The methods that ``cfg.METHODS`` names, in order.
+
+    Raises:
+        MethodError: an unknown name, a name given twice, or two methods that exclude each other.
+    """
+    names = list(cfg.METHODS)
+    classes = {name: method_class(name) for name in names}
+    if len(classes) < len(names) or not names:
+        raise MethodError(f"METHODS: expected one or more different methods, got {names}.")
+    for name, kind in classes.items():
+        if not kind.combines and len(names) > 1:
+            raise MethodError(f"METHODS: {name} cannot be combined, got {names}. {inspect.getdoc(kind)}")
+    _refuse_two_owners(classes)
+    return [kind(cfg.METHOD[name.upper()]) for name, kind in classes.items()]
+
+
+def _refuse_two_owners(classes: dict[str, type[Method]]) -> None:
+    """A base loss, the aligner's slot and the read-out can each belong to one method only."""
+    owner: dict[str, str] = {}
+    for name, kind in classes.items():
+        slots = [slot for slot in ("align", "read_out") if getattr(kind, slot) is not None]
+        for place in (*kind.replaces, *slots):
+            if place in owner:
+                raise MethodError(f"METHODS: both {owner[place]} and {name} provide {place}; keep one of them.")
+            owner[place] = name

@@ -1,0 +1,110 @@
+"""The exemplar memory of a run: copies of some old images, with what was labelled in them at the time.
+
+The folder holds ``images/`` and ``memory.json``. Each entry states which classes are labelled in its image: objects of
+classes that came later are in it too, unlabelled (ABR calls this the foreground shift), and a method must know that.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from incdet.data.views import TrainImage
+from incdet.engine.files import read_json, write_json
+from incdet.errors import DataError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """A stored image and why it is there."""
+
+    image: TrainImage  # source "memory"
+    kept_for: int  # the class (stream label) it was chosen for
+    rank: int  # 0 = chosen first for that class; shrinking a memory drops the highest ranks
+
+
+def memory_size(folder: Path) -> dict[str, int]:
+    """Images stored and their bytes, annotations included; zeros where there is no memory."""
+    images = list((folder / "images").glob("*")) if folder.exists() else []
+    files = [*images, *folder.glob("memory.json")] if folder.exists() else []
+    return {"images": len(images), "bytes": sum(file.stat().st_size for file in files)}
+
+
+def save_memory(folder: Path, exemplars: Sequence[Exemplar]) -> None:
+    """Write the memory: new images first, then the list in one step, then images that nobody refers to are removed."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    entries = []
+    for exemplar in exemplars:
+        record = exemplar.image.record
+        stored = folder / "images" / f"{record.image_id.replace('/', '_')}{record.path.suffix}"
+        if not stored.exists():
+            temporary = stored.with_name(f".{stored.name}.tmp")
+            shutil.copyfile(record.path, temporary)
+            temporary.replace(stored)
+        entries.append(_entry(exemplar, stored.name))
+    write_json(folder / "memory.json", {"schema": SCHEMA, "exemplars": entries}, indent=None)
+    wanted = {entry["file"] for entry in entries}
+    for file in (folder / "images").iterdir():
+        if file.name not in wanted:
+            file.unlink()
+
+
+def load_memory(folder: Path, dataset_images: Mapping[str, Any]) -> list[Exemplar]:
+    """Read a memory back; an absent one is empty.
+
+    Args:
+        folder: the run's ``memory``.
+        dataset_images: the training records by image id, kept beside each exemplar so that what is hidden in it can
+            be measured. The pixels and the labels come from the memory.
+
+    Raises:
+        DataError: an entry or an image of the memory is missing.
+    """
+    path = folder / "memory.json"
+    if not path.exists():
+        return []
+    content = read_json(path, "the exemplar memory")
+    try:
+        return [_exemplar(entry, folder, dataset_images) for entry in content["exemplars"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not an exemplar memory of this run ({error!r}); delete {folder} and run again.") from error
+
+
+def _entry(exemplar: Exemplar, file: str) -> dict[str, Any]:
+    image = exemplar.image
+    return {
+        "file": file,
+        "image_id": image.record.image_id,
+        "kept_for": exemplar.kept_for,
+        "rank": exemplar.rank,
+        "labelled": sorted(image.labelled),
+        "boxes": image.boxes.tolist(),
+        "labels": image.labels.tolist(),
+        "weights": image.weights.tolist(),
+        "use_rpn": image.use_rpn.tolist(),
+        "use_roi": image.use_roi.tolist(),
+    }
+
+
+def _exemplar(entry: Mapping[str, Any], folder: Path, dataset_images: Mapping[str, Any]) -> Exemplar:
+    stored = folder / "images" / Path(entry["file"]).name
+    if not stored.exists():
+        raise DataError(f"the memory lists {stored}, which is gone; delete {folder} and run again.")
+    image = TrainImage(
+        record=replace(dataset_images[entry["image_id"]], path=stored),
+        boxes=np.array(entry["boxes"], np.float32).reshape(-1, 4),
+        labels=np.array(entry["labels"], np.int64),
+        weights=np.array(entry["weights"], np.float32),
+        use_rpn=np.array(entry["use_rpn"], bool),
+        use_roi=np.array(entry["use_roi"], bool),
+        labelled=frozenset(entry["labelled"]),
+        source="memory",
+    )
+    return Exemplar(image, entry["kept_for"], entry["rank"])
