@@ -54,7 +54,7 @@ class TaskView:
 
     task: TaskSpec
     images: tuple[TrainImage, ...]
-    memory_share: float | None = None  # of each batch that comes from images whose source is "memory"; None = as they fall
+    memory_share: float | None = None  # of each batch, from images whose source is "memory"; None = as they fall
 
     def __len__(self) -> int:
         return len(self.images)
