@@ -25,7 +25,7 @@ MIN_SCORE = 0.5  # detections below are not drawn
 MIN_IOU = 0.5  # a detection of the right class that overlaps less does not find the object
 MAX_ROWS, MAX_PANELS = 6, 36
 MAX_OBJECTS = 6  # images with more are hard to read at this size
-MIN_SIDE, MAX_SIDE = 320, 480  # pixels
+MIN_SIDE, MAX_SIDE = 256, 400  # pixels
 BYTES_BUDGET = 1_800_000  # of all JPEGs together
 QUALITIES = (82, 65, 45, 25)
 MISSED: Colour = (235, 235, 235)
@@ -108,9 +108,8 @@ def _moments(runs: Sequence[Run], dataset: DetectionDataset) -> list[_Moment]:
     present = [(run, task) for run, task in wanted if run.predictions_path(task).is_file()]
     moments = []
     for run, task in tqdm(present, desc="predictions of the examples", leave=False):
-        stamps = "".join(f" [{stamp.upper()}]" for stamp in run.stamps)
         learned = tuple(name for names in run.task_classes[:task] for name in names)
-        title = f"{run.label}{stamps}, after task {task}"
+        title = f"{run.title}, after task {task}"
         moments.append(_Moment(title, learned, read_predictions(run.predictions_path(task), dataset, run.classes)))
     return moments
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -34,7 +35,7 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str | None = Non
         _group(f"part{index}", " · ".join(group) if len(groups) > 1 else "", members)
         for index, (group, members) in enumerate(groups.items(), start=1)
     ]
-    title = title or f"What was learned, and what was forgotten: {', '.join(run.label for run in runs)}"
+    title = title or "What was learned, and what was forgotten"
     write_atomic(out, page.page(title, "\n".join([*parts, *_appendix(runs)]), __version__))
 
 
@@ -43,7 +44,7 @@ def _group(name: str, heading: str, runs: Sequence[Run]) -> str:
     described = "; ".join(_described(run) for run in runs)
     parts = [
         f"<h2>{escape(heading)}</h2>" if heading else "",
-        f'<p class="lead">{escape(" ".join(narrate(runs, METRIC)))}</p>',
+        f'<p class="lead">{_lead(runs)}</p>',
         *(page.warning(sentence) for sentence in protocol_differences(runs)),
         "<h2>The numbers</h2>",
         _score_table(runs),
@@ -63,6 +64,12 @@ def _group(name: str, heading: str, runs: Sequence[Run]) -> str:
         _losses(name, runs),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _lead(runs: Sequence[Run]) -> str:
+    """The paragraph for readers in a hurry, with what was kept in bold."""
+    text = page.loud(" ".join(narrate(runs, METRIC)), _stamps(runs))
+    return re.sub(r"keeps \d+ %", r"<strong>\g<0></strong>", text)
 
 
 def _score_table(runs: Sequence[Run]) -> str:
@@ -97,8 +104,8 @@ def _heatmap(name: str, run: Run) -> str:
         for t, row in enumerate(run.matrix(METRIC), start=1)
     )
     svg = plots.forgetting_heatmap(run, METRIC)
-    stamps = "".join(f" [{stamp.upper()}]" for stamp in run.stamps)
-    return page.figure(svg, name, f"Average precision of each task's classes, {rows}", run.label + stamps)
+    heading = page.loud(run.title, run.stamps)
+    return page.figure(svg, name, f"Average precision of each task's classes, {run.title}: {rows}", heading)
 
 
 def _examples(runs: Sequence[Run]) -> str:
@@ -113,12 +120,12 @@ def _examples(runs: Sequence[Run]) -> str:
             for column, panel in zip(examples.columns, panels, strict=True)
         )
         rows.append(f"<tr>{cells}</tr>")
-    heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in examples.columns)
+    heads = "".join(f'<th scope="col">{page.loud(column, _stamps(runs))}</th>' for column in examples.columns)
     return (
         "<p>The images were chosen by their labels alone, to show many classes, and never by what was detected. "
         f"Drawn are detections that score at least {MIN_SCORE}; a dashed grey box is an object of a class learned by "
         f"then that no such detection found (same class, overlap of at least {MIN_IOU}).</p>"
-        f'<div class="scroll" tabindex="0"><table class="examples"><thead><tr>{heads}</tr></thead>'
+        f'<div class="scroll bleed" tabindex="0"><table class="examples"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -127,7 +134,7 @@ def _losses(name: str, runs: Sequence[Run]) -> str:
     rows = [read_metrics(run.folder) for run in runs]
     if not any(plots.loss_series(logged)[1] for logged in rows):
         return '<p class="soft">No training loss was logged.</p>'
-    described = f"Training loss of {', '.join(run.label for run in runs)}"
+    described = f"Training loss of {', '.join(run.title for run in runs)}"
     return page.figure(
         plots.loss_curve(runs, rows), f"{name}-loss", described, "Thin: logged values. Thick: running median."
     )
@@ -153,14 +160,17 @@ def _name(run: Run) -> str:
     unfinished = (
         "" if run.finished else f' <span class="soft">({len(run.tasks)} of {len(run.task_classes)} tasks)</span>'
     )
-    return escape(run.label) + page.badges(run.stamps) + unfinished
+    return page.loud(run.title, run.stamps) + unfinished
+
+
+def _stamps(runs: Sequence[Run]) -> list[str]:
+    return sorted({stamp for run in runs for stamp in run.stamps})
 
 
 def _described(run: Run) -> str:
     """A run's plot in words, for those who cannot see it."""
-    stamps = "".join(f" [{stamp.upper()}]" for stamp in run.stamps)
     scores = ", ".join(f"{key} {_shown(percent(run, METRIC, key))}" for key in ("old", "new", "all"))
-    return f"{run.label}{stamps}: {scores}"
+    return f"{run.title}: {scores}"
 
 
 def _shown(number: float | None, digits: int = 1) -> str:

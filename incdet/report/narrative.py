@@ -20,11 +20,6 @@ def narrate(runs: Sequence[Run], metric: str = "voc_area_50") -> list[str]:
     return [_setting(runs), *(_outcome(run, metric) for run in runs), *_cautions(runs), _reading(metric)]
 
 
-def spoken_label(run: Run) -> str:
-    """The run's label in a sentence: nobody has to know that ``finetune`` is the name for doing nothing."""
-    return f"plain fine-tuning ({run.label})" if run.methods == ("finetune",) else run.label
-
-
 def _setting(runs: Sequence[Run]) -> str:
     sizes = [len(classes) for classes in runs[0].task_classes]
     if len(sizes) < 2:
@@ -38,33 +33,33 @@ def _setting(runs: Sequence[Run]) -> str:
 
 
 def _outcome(run: Run, metric: str) -> str:
-    label = spoken_label(run)
-    label = label[0].upper() + label[1:] if label.startswith("plain") else label
+    # Nobody has to know that "finetune" is the name for doing nothing.
+    label = f"Plain fine-tuning ({run.title})" if run.methods == ("finetune",) else run.title
     new = run.score(metric, "new")
     reached = "an unknown value" if new is None else f"{100 * new:.1f}"
     old = run.old_before_and_now(metric)
     if old is None:
-        return f"{label} has learned its first {_kinds(len(run.learned))} so far, to {reached}."
+        return f"{label} has learned {_kinds(len(run.learned))} so far, to {reached}."
     before, now = (100 * value for value in old)
-    kept = f"keeps {100 * now / before:.0f} % of what was known" if before > 0 else "had nothing to keep"
-    ceiling = (
-        " It sees the labels of all classes at once: the ceiling for the others." if run.methods == ("joint",) else ""
-    )
-    return (
-        f"{label} {kept} of the old kinds (from {before:.1f} to {now:.1f}) and reaches {reached} on the new.{ceiling}"
-    )
+    if run.methods == ("joint",):
+        return (
+            f"{label}, trained on the labels of all classes at once, reaches {now:.1f} on the old kinds and {reached} "
+            "on the new: the ceiling for the others."
+        )
+    kept = f"keeps {100 * now / before:.0f} % of its skill on" if before > 0 else "had no skill to keep on"
+    return f"{label} {kept} the old kinds (from {before:.1f} to {now:.1f}) and reaches {reached} on the new."
 
 
 def _cautions(runs: Sequence[Run]) -> list[str]:
     cautions = [
-        f"{run.label} was stopped after {len(run.tasks)} of {len(run.task_classes)} tasks; its numbers are of then."
+        f"{run.title} was stopped after {len(run.tasks)} of {len(run.task_classes)} tasks; its numbers are of then."
         for run in runs
         if not run.finished
     ]
     for run in runs:
         for stamp in run.stamps:
             meaning = STAMP_MEANING.get(stamp, "read its documentation before you compare it")
-            cautions.append(f"{run.label} is stamped {stamp.upper()}: {meaning}.")
+            cautions.append(f"What the stamp on {run.title} means: {meaning}.")
     return cautions
 
 

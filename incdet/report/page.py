@@ -45,28 +45,28 @@ h3 { font-size: 1rem; margin: 1.4rem 0 .5rem; }
 p { margin: .6rem 0; max-width: 74ch; }
 .lead { font-size: 1.1rem; background: var(--panel); border-left: 4px solid var(--link); border-radius: 4px;
   padding: .9rem 1.1rem; max-width: none; }
-.soft, figcaption, caption, footer { color: var(--soft); font-size: .88rem; }
+.soft, figcaption, footer { color: var(--soft); font-size: .88rem; }
 .warning { background: var(--warn-paper); color: var(--warn); border-radius: 4px; padding: .6rem .9rem;
   max-width: none; }
 .badge { display: inline-block; background: var(--alarm); color: #fff; font-weight: 700; font-size: .72rem;
   letter-spacing: .06em; padding: .1em .55em; border-radius: 3px; vertical-align: .1em; white-space: nowrap; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; caption-side: bottom; padding-top: .5rem; }
 th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid var(--line); white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 th.group { text-align: center; }
-table.wide { width: 100%; }
 figure { margin: .8rem 0; }
-figure.plot svg { width: 100%; height: auto; max-width: 780px; min-width: 480px; display: block; }
+figure.plot svg { width: 100%; height: auto; max-width: 860px; min-width: 480px; display: block; }
 .side-by-side { display: flex; flex-wrap: wrap; gap: 1.5rem; }
 .side-by-side figure.plot { flex: 0 1 auto; max-width: 440px; }
 .side-by-side figure.plot svg { min-width: 0; max-width: 100%; }
 table.examples { font-size: .85rem; }
-table.examples td { border: 0; padding: .3rem; width: 15rem; }
-table.examples th { border: 0; padding: .3rem; font-weight: 600; white-space: normal; }
-table.examples img { width: 100%; min-width: 11rem; height: auto; display: block; border-radius: 4px; }
+.bleed { width: min(96vw, 1700px); margin-left: calc(50% - min(48vw, 850px)); }
+table.examples { margin: 0 auto; }
+table.examples td { border: 0; padding: .3rem; width: 16rem; }
+table.examples th { border: 0; padding: .3rem; font-weight: 600; white-space: normal; vertical-align: bottom; }
+table.examples img { width: 100%; min-width: 13.5rem; height: auto; display: block; border-radius: 4px; }
 details { margin: .6rem 0; border: 1px solid var(--line); border-radius: 4px; padding: .5rem .9rem; }
 summary { cursor: pointer; font-weight: 600; }
 summary:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
@@ -74,7 +74,8 @@ pre { overflow-x: auto; background: var(--panel); padding: .8rem; border-radius:
 code { overflow-wrap: anywhere; }
 footer { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: .8rem; }
 @media print { :root { --ink: #000; --paper: #fff; --panel: #f5f5f5; --line: #bbb; --soft: #333; }
-  main { max-width: none; padding: 0; } .scroll { overflow: visible; } figure, tr { break-inside: avoid; }
+  main { max-width: none; padding: 0; } .bleed { width: auto; margin: 0; }
+  table.examples img { min-width: 0; } .scroll { overflow: visible; } figure, tr { break-inside: avoid; }
   h2, h3 { break-after: avoid; } .badge { border: 2px solid #000; print-color-adjust: exact; } }
 """
 
@@ -87,6 +88,14 @@ def page(title: str, body: str, version: str) -> str:
 def badges(stamps: Sequence[str]) -> str:
     """A loud badge per stamp, to stand beside every mention of a run."""
     return "".join(f' <strong class="badge">{escape(stamp.upper())}</strong>' for stamp in stamps)
+
+
+def loud(text: str, stamps: Sequence[str]) -> str:
+    """Escaped text in which a stamp in brackets, as ``Run.title`` writes it, becomes a badge."""
+    for_html = escape(text)
+    for stamp in stamps:
+        for_html = for_html.replace(escape(f" [{stamp.upper()}]"), badges([stamp]))
+    return for_html
 
 
 def table(
@@ -104,18 +113,19 @@ def table(
         + "</tr>\n"
         for row in rows
     )
-    below = f"<caption>{caption}</caption>" if caption else ""
+    # Not a <caption>: that would scroll sideways with the columns on a phone.
+    below = f"<figcaption>{caption}</figcaption>" if caption else ""
     above = f"<tr>{top}</tr>" if groups else ""
     return (
-        f'<div class="scroll" tabindex="0"><table>{below}<thead>{above}<tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}</tbody></table></div>"
+        f'<figure><div class="scroll" tabindex="0"><table><thead>{above}<tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody></table></div>{below}</figure>"
     )
 
 
-def figure(svg: bytes, name: str, description: str, caption: str = "") -> str:
+def figure(svg: bytes, name: str, description: str, heading: str = "") -> str:
     """An SVG of matplotlib inside the page: in the page's text colour, described for those who cannot see it.
 
-    ``name`` is a word that no other figure of the page has; it keeps their ids apart.
+    ``name`` is a word that no other figure of the page has; it keeps their ids apart. ``heading`` is HTML.
     """
     drawing = svg.decode()
     drawing = drawing[drawing.index("<svg") :]
@@ -123,8 +133,8 @@ def figure(svg: bytes, name: str, description: str, caption: str = "") -> str:
     drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", drawing)
     drawing = drawing.replace(INK, "currentColor")
     drawing = drawing.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1)
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure class="plot"><div class="scroll" tabindex="0">{drawing}</div>{below}</figure>'
+    above = f"<figcaption>{heading}</figcaption>" if heading else ""
+    return f'<figure class="plot">{above}<div class="scroll" tabindex="0">{drawing}</div></figure>'
 
 
 def image(jpeg: bytes, alt: str) -> str:

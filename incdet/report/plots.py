@@ -180,9 +180,8 @@ def _bar_style(runs: Sequence[Run], index: int) -> dict[str, Any]:
 
 
 def _legend(run: Run) -> str:
-    stamps = "".join(f" [{stamp.upper()}]" for stamp in run.stamps)
-    # A leading underscore would hide the entry from matplotlib's legends.
-    return run.label.lstrip("_").replace("$", r"\$") + stamps
+    # A leading underscore would hide the entry from matplotlib's legends; dollars would be read as mathematics.
+    return run.title.lstrip("_").replace("$", r"\$")
 
 
 def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:

@@ -69,6 +69,11 @@ class Run:
         return tuple(sorted({stamp for source in sources for stamp in source.get("stamps") or []}))
 
     @property
+    def title(self) -> str:
+        """The label with every stamp behind it, for whatever shows the run: ``replay [ORACLE]``."""
+        return self.label + "".join(f" [{stamp.upper()}]" for stamp in self.stamps)
+
+    @property
     def group(self) -> tuple[str, str, str]:
         """Split, protocol and data: only runs that agree here belong in one table."""
         data = " / ".join(data_name(self.protocol.get(which)) for which in ("train", "test"))
