@@ -6,7 +6,7 @@ Category ids of a file are translated to labels ``0 .. K - 1``; ``to_coco`` numb
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -215,7 +215,7 @@ def _read_json(file: Path, report: Report) -> dict[str, Any]:
     except OSError as error:
         report(Defect(str(file), "", f"cannot be read ({error.strerror})", "Correct the path of the annotation file"))
         return {}
-    except ValueError as error:  # malformed JSON or text that is no UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError: malformed JSON, or text that is no UTF-8
         report(Defect(str(file), "", f"is no JSON that can be read ({error})", "Copy or download the file again"))
         return {}
     if not isinstance(content, dict):
@@ -236,4 +236,4 @@ def _wrong_key(entry: Any, keys: dict[str, Any]) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
