@@ -58,9 +58,9 @@ class CfgNode(_CfgNode):
             plain_text = isinstance(self._get(key), str) and not isinstance(decoded, str | None)
             self._merge({key: value if plain_text else decoded}, COMMAND_LINE)
 
-    def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
-        """Merge another configuration, with the same checks as for a file."""
-        self._merge(cfg_other, _IN_CODE)
+    def merge_from_other_cfg(self, cfg_other: Mapping[str, Any], where: str = _IN_CODE) -> None:
+        """Merge another configuration, with the same checks as for a file; ``where`` is what messages say of it."""
+        self._merge(cfg_other, where)
 
     def origin(self, key: str) -> str | None:
         """Who set the dotted ``key`` last, as in "in configs/a.yaml"; None for a default. Ask the root."""

@@ -236,3 +236,11 @@ def test_diff_lists_dotted_keys_and_both_values(cfg):
     assert diff(cfg, defaults()) == {"NEXT_TASKS.SOLVER.BASE_LR": (0.2, None), "SOLVER.BASE_LR": (0.1, 0.02)}
     assert diff(cfg, cfg.clone()) == {}
     assert cfg.clone().origin("SOLVER.BASE_LR") == "on the command line"
+
+
+def test_another_configuration_is_checked_like_a_file(cfg):
+    cfg.merge_from_other_cfg({"SOLVER": {"STEPS": [7]}})
+    assert cfg.SOLVER.STEPS == (7,)
+    assert cfg.origin("SOLVER.STEPS") == "in code"
+    with pytest.raises(ConfigError, match=r"Unknown key SOLVER\.STEP, set in model\.safetensors\."):
+        cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"STEP": 1}}), where="in model.safetensors")
