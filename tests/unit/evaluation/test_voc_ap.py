@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from .scenes import dataset, image, predictions, random_scene
 
 from incdet.errors import DataError
 from incdet.evaluation.voc_ap import COCO_IOUS, area_ap, eleven_point_ap, voc_ap
+
+from .scenes import dataset, image, predictions, random_scene
 
 BOX = [0, 0, 100, 100]
 FAR = [200, 200, 300, 300]
@@ -188,7 +189,7 @@ def test_precision_drops_do_not_lower_the_envelope():
 def test_unknown_class_image_and_convention():
     data = dataset([image("a", [BOX], [0])])
     found = predictions(data, [(0, BOX, 0.9, 0)])
-    with pytest.raises(DataError, match="cow.*It has: cat, dog"):
+    with pytest.raises(DataError, match=r"cow.*It has: cat, dog"):
         voc_ap(data, found, ["cow"])
     other = dataset([image("b", [BOX], [0])])
     with pytest.raises(DataError, match="the first is 'a'"):
