@@ -193,9 +193,13 @@ def test_next_tasks_are_checked_against_the_root_when_merged(cfg, write):
         cfg.merge_from_file(write("a.yaml", "NEXT_TASKS: {SOLVER: {LR: 0.1}}\n"))
     with pytest.raises(ConfigError, match=r"NEXT_TASKS\.SOLVER\.BASE_LR expects float"):
         cfg.merge_from_list(["NEXT_TASKS.SOLVER.BASE_LR", "fast"])
+    assert cfg == defaults()
+
+
+def test_overrides_of_overrides_are_refused(cfg):
+    cfg.merge_from_list(["NEXT_TASKS.SOLVER.BASE_LR", "0.1"])
     with pytest.raises(ConfigError, match=r"Unknown key NEXT_TASKS\.NEXT_TASKS"):
         cfg.merge_from_list(["NEXT_TASKS.NEXT_TASKS.SOLVER.BASE_LR", "0.1"])
-    assert cfg == defaults()
 
 
 def test_next_tasks_set_in_code_are_checked_when_used(cfg):

@@ -41,6 +41,15 @@ def test_the_temporary_file_lies_beside_the_target_and_keeps_its_suffix(tmp_path
         temporary.write_bytes(b"x")
 
 
+def test_whoever_has_the_old_file_open_keeps_reading_the_old_content(tmp_path):
+    target = tmp_path / "results.json"
+    target.write_text("old")
+    with target.open() as reader:
+        write_atomic(target, "new")
+        assert reader.read() == "old"
+    assert target.read_text() == "new"
+
+
 def test_a_full_disk_is_told_with_the_file_and_the_remedy(tmp_path, monkeypatch):
     target = tmp_path / "results.json"
     target.write_text("old")
