@@ -74,11 +74,15 @@ def _lead(runs: Sequence[Run]) -> str:
 
 def _score_table(runs: Sequence[Run]) -> str:
     """Both AP rules, forgetting, memory and time."""
-    keys = ("base_old", "old", "new", "all")
-    headers = ["run", *("base old", "old", "new", "all") * 2, "forgetting", "images", "MB", "training, min"]
+    keys = ("old", "new", "all")
+    headers = ["run", *("old before", *keys) * 2, "forgetting", "images", "MB", "training, min"]
     rows = []
     for run in runs:
-        scores = [percent(run, metric, key) for metric in (METRIC, OTHER_RULE) for key in keys]
+        scores: list[float | None] = []
+        for metric in (METRIC, OTHER_RULE):
+            old = run.old_before_and_now(metric)
+            scores.append(None if old is None else 100 * old[0])
+            scores += [percent(run, metric, key) for key in keys]
         stored = run.memory("bytes")
         rows.append(
             [
@@ -91,9 +95,9 @@ def _score_table(runs: Sequence[Run]) -> str:
         )
     groups = [("", 1), (metric_name(METRIC), 4), (metric_name(OTHER_RULE), 4), ("", 1), ("memory", 2), ("", 1)]
     caption = (
-        "Average precision in percent, averaged over classes. <em>Base old</em>: the old classes before the last task; "
-        "<em>old</em>, <em>new</em> and <em>all</em>: after it. <em>Forgetting</em>: mean fall of the earlier tasks' "
-        f"classes from their best, in points of {metric_name(METRIC)}. – is undefined or not measured."
+        "Average precision in percent, averaged over classes. <em>Old before</em>: the old classes, each right after "
+        "the task that taught it; <em>old</em>, <em>new</em> and <em>all</em>: now. <em>Forgetting</em>: mean fall of "
+        f"the earlier tasks' classes from their best, in points of {metric_name(METRIC)}. – is undefined or unknown."
     )
     return page.table(headers, rows, caption, groups)
 

@@ -70,8 +70,9 @@ class BenchmarkTable:
 def benchmark_tables(runs: Sequence[Run], metric: str = "voc_area_50") -> list[BenchmarkTable]:
     """One table per (split, protocol, data), one row per setting (the run's NAME, or its methods).
 
-    Unfinished runs are left out, with a warning. Base old, forgetting, average incremental and the gap to joint
-    training are of ``metric``; old, new and all are also given by VOC's other AP rule.
+    Unfinished runs are left out, with a warning. Old, new and all are also given by VOC's other AP rule; the rest is
+    of ``metric`` alone. "Old before" is the old classes' AP right after each was learned, "first task" (``base_old``)
+    the first task's classes' AP at the end.
 
     Raises:
         DataError: no run has the metric.
@@ -185,6 +186,10 @@ def _columns(metric: str, joint: float | None) -> tuple[Column, ...]:
     def score(name: str, key: str, header: str) -> Column:
         return Column(f"{key}_{name}", f"{header} {metric_name(name)}", 1, lambda run: percent(run, name, key))
 
+    def old_before(run: Run) -> float | None:
+        old = run.old_before_and_now(metric)
+        return None if old is None else 100 * old[0]
+
     def megabytes(run: Run) -> float | None:
         stored = run.memory("bytes")
         return None if stored is None else stored / 1e6
@@ -197,7 +202,8 @@ def _columns(metric: str, joint: float | None) -> tuple[Column, ...]:
         return None if reached is None or not joint else 100 * (reached - joint) / joint
 
     columns = [score(name, key, key) for name in _rules(metric) for key in ("old", "new", "all")]
-    columns += [score(metric, "base_old", "base old"), score(metric, "forgetting", "forgetting")]
+    columns.append(Column(f"old_before_{metric}", f"old before {metric_name(metric)}", 1, old_before))
+    columns += [score(metric, "base_old", "first task"), score(metric, "forgetting", "forgetting")]
     columns.append(score(metric, "average_incremental", "average incremental"))
     columns.append(Column("memory_megabytes", "memory (MB)", 2, megabytes))
     columns.append(Column("train_minutes", "training (min)", 1, minutes))

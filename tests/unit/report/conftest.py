@@ -1,13 +1,16 @@
 """Run folders as training writes them, with invented numbers."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-METRICS = ("voc_area_50", "voc_area_75", "voc_11point_50", "voc_11point_75", "coco", "coco_50", "coco_75")
+from incdet.evaluation.results import METRICS, run_results, write_result
+
 SCALE = dict(zip(METRICS, (1.0, 0.7, 0.97, 0.68, 0.6, 0.99, 0.66), strict=True))
 
 
@@ -81,7 +84,7 @@ def write_run(
         (folder / f"task_{t}").mkdir(parents=True)
         (folder / f"task_{t}" / "result.json").write_text(json.dumps(result))
     text = f"NAME: '{name}'\nMETHODS: {list(methods)}\nSEED: {seed}\n"
-    (folder / "config.yaml").write_text(f"{text}DATASETS:\n  ROOT: {root}\n  TEST: shapes_test\n")
+    (folder / "config.yaml").write_text(f"{text}DATASETS:\n  ROOT: {root}\n  TEST: shapes_test\n  TRAIN: shapes_test\n")
     rows = [
         {"task": t, "iteration": i, "loss": 2.0 * 0.99**i / t + 0.1, "loss_cls": 0.1}
         for t in range(1, len(tasks) + 1)
@@ -89,31 +92,28 @@ def write_run(
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if finished is None:
-        summary = {m: summary_of(tasks, m) for m in METRICS}
-        matrices = {m: [task["by_task"][m] for task in tasks] for m in METRICS}
-        results = {"schema": 1, "name": name, "methods": list(methods), "protocol": block, "tasks": tasks}
-        (folder / "results.json").write_text(json.dumps(results | {"matrix": matrices, "summary": summary}))
+        write_result(folder / "results.json", run_results(name or " + ".join(methods), methods, block, tasks))
     return folder
-
-
-def summary_of(tasks, metric):
-    groups = [task["groups"][metric] for task in tasks]
-    first, last = tasks[0]["by_task"][metric][0], tasks[-1]["by_task"][metric]
-    base_old = groups[-2]["seen"] if len(groups) > 1 else None
-    return {
-        "old": groups[-1]["old"],
-        "new": groups[-1]["new"],
-        "all": groups[-1]["seen"],
-        "base_old": base_old,
-        "average_incremental": float(np.mean([g["seen"] for g in groups])),
-        "forgetting": max(0.0, first - last[0]) if len(groups) > 1 else None,
-    }
 
 
 @pytest.fixture
 def make_run(tmp_path):
     """``make_run("a", seed=1, ...)`` writes a run folder and returns its path."""
     return lambda folder, **options: write_run(tmp_path / folder, **options)
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """``run_tool("report", ...)`` runs tools/report.py and returns its exit code, output and errors."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(Path(__file__).parents[3] / "tools" / f"{name}.py"), run_name="__main__")
+        captured = capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    return run
 
 
 def write_voc_images(root: Path, classes, count=4, side=128) -> list[dict]:

@@ -3,17 +3,12 @@
 import csv
 import io
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from incdet.errors import DataError
 from incdet.report.runs import read_runs
 from incdet.report.table import Cell, benchmark_tables, metric_name, to_csv, to_latex, to_markdown
-
-REPOSITORY = Path(__file__).parents[3]
 
 
 def cell(table, row, key):
@@ -116,14 +111,13 @@ def test_metric_names():
     assert metric_name("coco") == "AP50:95 (COCO)"
 
 
-def test_the_tool_writes_the_file_and_names_a_bad_folder(make_run, tmp_path):
+def test_the_tool_writes_the_file_and_names_a_bad_folder(make_run, tmp_path, run_tool):
     out = tmp_path / "table.md"
-    command = [sys.executable, str(REPOSITORY / "tools" / "benchmark_table.py")]
-    options = {"cwd": REPOSITORY, "env": {"PYTHONPATH": str(REPOSITORY)}, "capture_output": True, "text": True}
-    done = subprocess.run([*command, str(make_run("a")), "--out", str(out)], **options, check=True)
-    assert done.stdout == ""
-    assert out.read_text().startswith("### 2+2")
-    failed = subprocess.run([*command, str(tmp_path / "absent")], **options, check=False)
-    assert failed.returncode == 2
-    assert "absent is not a folder" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    folder = make_run("a")
+    assert run_tool("benchmark_table", folder, "--out", out) == (0, "", "")
+    assert out.read_text(encoding="utf-8").startswith("### 2+2")
+    code, printed, _ = run_tool("benchmark_table", folder, "--format", "csv")
+    assert (code, printed.splitlines()[0][:10]) == (0, "table,meth")
+    code, _, error = run_tool("benchmark_table", tmp_path / "absent")
+    assert code == 2
+    assert "absent is not a folder" in error

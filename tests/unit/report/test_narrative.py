@@ -1,0 +1,58 @@
+"""The plain-language paragraph says what the numbers say."""
+
+import pytest
+
+from incdet.report.narrative import narrate
+from incdet.report.runs import read_run, read_runs
+
+
+def set_ap(run, task, values):
+    run.tasks[task - 1]["ap"]["voc_area_50"] = values
+
+
+def test_what_was_kept_is_now_over_before(make_run):
+    run = read_run(make_run("a"))
+    set_ap(run, 1, {"circle": 0.8, "cross": 0.6})
+    set_ap(run, 2, {"circle": 0.4, "cross": 0.2, "ring": 0.9, "star": 0.9})
+    before, now = run.old_before_and_now("voc_area_50")
+    assert (before, now) == (pytest.approx(0.7), pytest.approx(0.3))
+    assert "keeps 43 % of its skill on the old kinds (from 70.0 to 30.0)" in narrate([run])[1]
+
+
+def test_over_several_tasks_each_class_counts_from_when_it_was_learned(make_run):
+    run = read_run(make_run("a", matrix=((0.5,), (0.5, 0.5), (0.5, 0.5, 0.5)), task_classes=(("a",), ("b",), ("c",))))
+    set_ap(run, 1, {"a": 0.8})
+    set_ap(run, 2, {"a": 0.1, "b": 0.6})
+    set_ap(run, 3, {"a": 0.2, "b": 0.4, "c": 1.0})
+    assert run.old_before_and_now("voc_area_50") == (pytest.approx(0.7), pytest.approx(0.3))
+    assert "more in 2 steps (1, 1)" in narrate([run])[0]
+
+
+def test_a_class_without_test_objects_counts_on_neither_side(make_run):
+    run = read_run(make_run("a"))
+    set_ap(run, 1, {"circle": 0.8, "cross": None})
+    set_ap(run, 2, {"circle": 0.4, "cross": None, "ring": 0.9, "star": 0.9})
+    assert run.old_before_and_now("voc_area_50") == (pytest.approx(0.8), pytest.approx(0.4))
+
+
+def test_the_baseline_the_ceiling_the_killed_and_the_stamped_are_told_apart(make_run):
+    runs = read_runs(
+        [
+            make_run("a", methods=["finetune"], matrix=((0.7,), (0.0, 0.8))),
+            make_run("b", methods=["joint"]),
+            make_run("c", methods=["replay"], finished=1),
+            make_run("d", stamps=["oracle"]),
+        ]
+    )
+    text = " ".join(narrate(runs))
+    assert "Plain fine-tuning (finetune) keeps 0 % of its skill" in text
+    assert "joint, trained on the labels of all classes at once" in text
+    assert "the ceiling" in text
+    assert "replay has learned 2 kinds of object so far" in text
+    assert "replay was stopped after 1 of 2 tasks" in text
+    assert "pseudo_label [ORACLE] keeps" in text
+
+
+def test_nothing_known_is_nothing_to_keep(make_run):
+    run = read_run(make_run("a", matrix=((0.0,), (0.0, 0.5))))
+    assert "had no skill to keep" in narrate([run])[1]
