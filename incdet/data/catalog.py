@@ -52,7 +52,7 @@ def load_dataset(
     Args:
         name: see the module. Paths in the free forms are relative to the working directory, not to ``root``.
         root: the folder that holds the data sets known by name.
-        classes: see ``load_voc`` and ``load_coco``; None takes the known set's own list.
+        classes: see ``load_voc`` and ``load_coco``; None or none takes the set's own list.
         report: what to do with a defect; the default raises.
 
     Raises:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from incdet.data.defects import Defect, Report, clip_box, refuse
 from incdet.data.records import DetectionDataset, ImageRecord
@@ -21,6 +22,7 @@ from incdet.data.records import DetectionDataset, ImageRecord
 # Two objects of COCO train2017 are published with a height of 0 (cocodataset/cocoapi, issue 355), one in each of these
 # images. They are left out; any other box without an area is a defect.
 _PUBLISHED_EMPTY = frozenset({"200365", "550395"})
+_QUIET_OBJECTS = 50_000  # more objects than this take long enough for a progress bar
 
 
 def load_coco(
@@ -38,7 +40,7 @@ def load_coco(
     Args:
         annotation_file: the ``instances_*.json``.
         image_folder: the folder that every ``file_name`` starts from.
-        classes: names in the order labels shall count them; None takes the file's, by category id.
+        classes: names in the order labels shall count them; None or none takes the file's, by category id.
         name: the data set's name; None takes the file's.
         report: what to do with a defect; the default raises.
 
@@ -49,7 +51,7 @@ def load_coco(
     reader = _Reader(file, Path(image_folder), report)
     content = _read_json(file, report)
     categories = reader.read_categories(content)
-    names = tuple(classes) if classes is not None else tuple(categories[key] for key in sorted(categories))
+    names = tuple(classes) if classes else tuple(categories[key] for key in sorted(categories))
     reader.read_images(content)
     reader.read_objects(content, categories, {name: label for label, name in enumerate(names)})
     return DetectionDataset(name or file.stem, names, reader.records())
@@ -140,7 +142,8 @@ class _Reader:
     def read_objects(self, content: dict[str, Any], categories: dict[int, str], labels: dict[str, int]) -> None:
         seen: set[int] = set()
         keys = {"id": int, "image_id": (int, str), "category_id": int, "bbox": list}
-        for place, entry in self._entries(content, "annotations", keys):
+        entries = self._entries(content, "annotations", keys)
+        for place, entry in tqdm(entries, desc=f"reading {self.file.name}", disable=len(entries) <= _QUIET_OBJECTS):
             image_id, category = str(entry["image_id"]), categories.get(entry["category_id"])
             if entry["id"] in seen:
                 self.refuse(f"{place}/id", f"the annotation id {entry['id']} occurs twice", "Give each its own")

@@ -54,14 +54,17 @@ def clip_box(box: Sequence[float], width: int, height: int) -> tuple[float, floa
             is the ``problem`` of a defect; the caller knows the file and the field.
     """
     x1, y1, x2, y2 = box
-    shown = ", ".join(f"{value:g}" for value in box)
     if not all(map(math.isfinite, box)):
-        raise ValueError(f"the box x1, y1, x2, y2 = {shown} is not finite")
+        raise ValueError(f"{_show(box)} is not finite")
     if x2 <= x1 or y2 <= y1:
-        raise ValueError(f"the box x1, y1, x2, y2 = {shown} must have a positive width and height")
+        raise ValueError(f"{_show(box)} must have a positive width and height")
     if min(x1, y1) < -OVERHANG_PX or x2 > width + OVERHANG_PX or y2 > height + OVERHANG_PX:
-        raise ValueError(f"the box x1, y1, x2, y2 = {shown} leaves the image, which is {width} x {height} pixels")
+        raise ValueError(f"{_show(box)} leaves the image, which is {width} x {height} pixels")
     x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
     if x2 <= x1 or y2 <= y1:
-        raise ValueError(f"the box x1, y1, x2, y2 = {shown} lies outside the image, which is {width} x {height} pixels")
+        raise ValueError(f"{_show(box)} lies outside the image, which is {width} x {height} pixels")
     return x1, y1, x2, y2
+
+
+def _show(box: Sequence[float]) -> str:
+    return f"the box x1, y1, x2, y2 = {', '.join(f'{value:g}' for value in box)}"

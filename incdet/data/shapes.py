@@ -27,9 +27,9 @@ _JPEG_QUALITY = 95
 # All ours, chosen so that a small detector is neither finished nor lost after a thousand iterations.
 _OBJECT_SIZE = (0.22, 0.5)  # long side over the image's side: 28 to 64 of 128 pixels
 _MAX_TURN_DEGREES = 30.0
-_MAX_STRETCH = 1.15
+_MAX_STRETCH = 1.1
 _MAX_OVERLAP = 0.15  # intersection over the smaller box
-_MIN_CONTRAST = 90.0  # distance in RGB between an object and the background under it
+_MIN_CONTRAST = 100.0  # distance in RGB between an object and the background under it
 
 
 def draw_image(seed: int, split: str, index: int, size: int = 128) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,7 +51,7 @@ def draw_image(seed: int, split: str, index: int, size: int = 128) -> tuple[np.n
             _paint(rng, canvas, coverage)
             boxes.append(box)
             labels.append(label)
-    canvas += rng.normal(0, rng.uniform(3, 10), canvas.shape)
+    canvas += rng.normal(0, rng.uniform(2, 8), canvas.shape)
     picture = canvas.round().clip(0, 255).astype(np.uint8)
     return picture, np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(labels, dtype=np.int64)
 

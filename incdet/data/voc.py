@@ -60,8 +60,8 @@ def load_voc(
     Args:
         root: the folder that holds ``Annotations``, ``ImageSets`` and ``JPEGImages``.
         split: file name in ``ImageSets/Main`` without ``.txt``; several are joined by ``+``.
-        classes: names in the order labels shall count them. None takes the 20 VOC classes when every object is one
-            of them, else the names found, sorted.
+        classes: names in the order labels shall count them. None or none takes the 20 VOC classes when
+            every object is one of them, else the names found, sorted.
         name: the data set's name; None composes it of folder and split.
         report: what to do with a defect; the default raises.
 
@@ -77,7 +77,7 @@ def load_voc(
             annotations.append(_read_annotation(root, image_id, images, report))
         except DefectError as error:
             report(error.defect)
-    names = tuple(classes) if classes is not None else _infer_classes(annotations)
+    names = tuple(classes) if classes else _infer_classes(annotations)
     records = tuple(_to_record(annotation, names, report) for annotation in annotations)
     return DetectionDataset(name or f"{root.name}_{split}", names, records)
 

@@ -62,6 +62,14 @@ def test_free_form_and_given_classes(root):
         assert np.array_equal(image.labels, 19 - same.labels)
 
 
+def test_an_empty_list_of_classes_means_those_of_the_data(root):
+    assert load_dataset("shapes_test", root, classes=()).classes == SHAPE_CLASSES
+    found = load_dataset(f"voc:{root / 'shapes'}:test", classes=()).classes
+    assert set(found) <= set(SHAPE_CLASSES)
+    assert found == tuple(sorted(found))
+    assert found
+
+
 def test_joined_sets_must_share_classes_but_no_image(root, tmp_path):
     joined = load_dataset("shapes_train,shapes_test", root)
     assert len(joined) == 7

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def test_all_defects_are_found_at_once(root):
     assert found["train_00003.jpg"].problem == "the image is 64 x 64 pixels, its annotation says 65 x 64"
     assert found["train_00004.xml"].field == "object[0]/bndbox/xmin"
     assert all(defect.remedy for defect in defects)
+
+
+def test_a_missing_image_of_a_coco_file_is_reported_once(tmp_path):
+    content = {
+        "images": [{"id": 1, "file_name": "gone.jpg", "width": 9, "height": 8}],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 3, 3]}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (defect,) = find_defects(f"coco:{tmp_path / 'a.json'}:{tmp_path}")
+    assert defect.file == str(tmp_path / "gone.jpg")
 
 
 def test_a_defect_reads_as_one_sentence_of_place_problem_and_remedy():
