@@ -89,13 +89,13 @@ def write_annotation(root: str | Path, record: ImageRecord, classes: Sequence[st
     size = ET.SubElement(top, "size")
     for tag, value in (("width", record.width), ("height", record.height), ("depth", 3)):
         ET.SubElement(size, tag).text = str(value)
-    for (x1, y1, x2, y2), label, difficult in zip(record.boxes, record.labels, record.difficult, strict=True):
+    for (x1, y1, x2, y2), label, difficult in zip(record.boxes.tolist(), record.labels, record.difficult, strict=True):
         element = ET.SubElement(top, "object")
         ET.SubElement(element, "name").text = classes[label]
         ET.SubElement(element, "difficult").text = str(int(difficult))
         box = ET.SubElement(element, "bndbox")
         for tag, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
-            ET.SubElement(box, tag).text = f"{value:g}"
+            ET.SubElement(box, tag).text = f"{value:.12g}"  # enough for any float32 to come back
     ET.indent(top)
     folder = Path(root, "Annotations")
     folder.mkdir(parents=True, exist_ok=True)

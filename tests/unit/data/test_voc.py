@@ -162,7 +162,7 @@ def test_every_defect_reaches_the_report(tmp_path):
 
 def test_written_annotation_is_read_back(tmp_path):
     folder = make_folder(tmp_path, {"a": xml()})
-    boxes = np.array([[0, 0, 100, 80], [10.25, 20.5, 30.75, 40]], dtype=np.float32)
+    boxes = np.array([[0, 0, 100, 80], [0.1, 20 / 3, 97.123456, 40.25]], dtype=np.float32)
     flags = np.array([False, True])
     record = ImageRecord("a", Path("a.jpg"), 100, 80, boxes, np.array([1, 0]), flags, np.zeros(2, dtype=bool))
     write_annotation(folder, record, ("cat", "fish & chips"))
