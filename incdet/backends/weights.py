@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, get_weight, list_models
 
-from incdet.engine.files import write_atomic
+from incdet.files import write_atomic
 from incdet.errors import CheckpointError
 
 TORCHVISION = "torchvision://"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from incdet.engine.files import atomic_path
+from incdet.files import atomic_path
 from incdet.errors import CheckpointError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from incdet.engine.files import write_atomic
+from incdet.files import write_atomic
 
 
 class MetricsLog:

@@ -23,9 +23,9 @@ from incdet.backends.base import Detector
 from incdet.backends.weights import load_into, save_model
 from incdet.config import config_for_task, diff, get_cfg
 from incdet.data.manifest import protocol_manifest
-from incdet.data.views import TrainImage
+from incdet.data.views import TaskView, TrainImage
 from incdet.engine import inference
-from incdet.engine.files import write_atomic, write_json
+from incdet.files import write_atomic, write_json
 from incdet.engine.learner import Learner, freeze_copy
 from incdet.engine.loop import train_task
 from incdet.engine.protocol import Problem, first_task_key
@@ -116,7 +116,7 @@ class Run:
                 shutil.copyfile(shared / name, folder / name)
         self.fabric.barrier()
         student, teacher = self._student_and_teacher(task, cfg)
-        context = self._context(task, cfg, student, teacher)
+        context = self._context(view, cfg, student, teacher)
         if (folder / "model.safetensors").exists():
             train = self._load_model(folder / "model.safetensors", student)
             for method in self.methods:
@@ -171,7 +171,7 @@ class Run:
         self._load_model(self.task_folder(task) / "model.safetensors", student)
         return student.to(self.fabric.device)
 
-    def _context(self, task: TaskSpec, cfg: CfgNode, student: Detector, teacher: Detector | None) -> TaskContext:
+    def _context(self, view: TaskView, cfg: CfgNode, student: Detector, teacher: Detector | None) -> TaskContext:
         def detect(detector: Detector, images: Sequence[TrainImage], description: str) -> list[Detections]:
             paths = [image.record.path for image in images]
             return inference.detect(detector, paths, cfg, self.fabric, description)
@@ -182,12 +182,13 @@ class Run:
         return TaskContext(
             cfg=cfg,
             stream=self.stream,
-            task=task,
+            task=view.task,
             dataset=self.problem.train,
+            view=view,
             student=student,
             teacher=teacher,
             run_folder=self.folder,
-            task_folder=self.task_folder(task),
+            task_folder=self.task_folder(view.task),
             detect=detect,
             features=features,
             is_main=self.fabric.is_global_zero,
@@ -256,7 +257,7 @@ class Run:
         load_into(student, state, strict=True, source=str(path))
         return json.loads(metadata["train"])
 
-    def _shared_folder(self, task: TaskSpec, cfg: CfgNode, view: Any) -> Path | None:
+    def _shared_folder(self, task: TaskSpec, cfg: CfgNode, view: TaskView) -> Path | None:
         """Where runs with the same first task keep it; None where it cannot be shared."""
         if task.old or not self.cfg.FIRST_TASK_CACHE or any(m.changes_first_task for m in self.methods):
             return None

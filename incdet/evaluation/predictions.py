@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from incdet.data.records import DetectionDataset
-from incdet.engine.files import read_json, write_json
+from incdet.files import read_json, write_json
 from incdet.errors import DataError
 from incdet.structures import Detections
 

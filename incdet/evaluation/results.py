@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from incdet.data.records import DetectionDataset
-from incdet.engine.files import read_json, write_json
+from incdet.files import read_json, write_json
 from incdet.errors import DataError
 from incdet.evaluation import incremental
 from incdet.evaluation.coco_ap import coco_ap

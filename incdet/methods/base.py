@@ -70,6 +70,7 @@ class TaskContext:
     stream: TaskStream
     task: TaskSpec
     dataset: DetectionDataset  # the training set; only views of it may be trained on
+    view: TaskView  # what the task may see, before any method added to it
     student: Any  # the detector that learns
     teacher: Any | None  # the detector as the previous task left it
     run_folder: Path

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from incdet.data.views import TrainImage
-from incdet.engine.files import read_json, write_json
+from incdet.files import read_json, write_json
 from incdet.errors import DataError
 
 SCHEMA = 1

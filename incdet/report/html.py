@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from incdet import __version__
-from incdet.engine.files import write_atomic
+from incdet.files import write_atomic
 from incdet.errors import IncdetError
 from incdet.report import page, plots
 from incdet.report.examples import MIN_IOU, MIN_SCORE, draw_examples

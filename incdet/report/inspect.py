@@ -9,7 +9,7 @@ from incdet.data.catalog import load_dataset
 from incdet.data.check import find_defects
 from incdet.data.manifest import protocol_manifest
 from incdet.data.protocols import DIFFICULT_POLICIES, PROTOCOLS, dataset_stream
-from incdet.engine.files import write_json
+from incdet.files import write_json
 from incdet.report.split import manifest_table, write_samples
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from incdet.engine.files import read_json
+from incdet.files import read_json
 from incdet.errors import DataError
 
 SCHEMA = 1

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from incdet.data.images import read_image
 from incdet.data.protocols import ObjectTable
 from incdet.data.records import DetectionDataset, ImageRecord
-from incdet.engine.files import write_atomic
+from incdet.files import write_atomic
 from incdet.report.draw import FONT, Colour, draw_boxes
 from incdet.tasks import TaskSpec, TaskStream
 

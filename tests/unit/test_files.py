@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from incdet.engine.files import atomic_path, read_json, write_atomic, write_json
+from incdet.files import atomic_path, read_json, write_atomic, write_json
 from incdet.errors import IncdetError
 
 
