@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", type=Path, default=Path("datasets"), help="default: %(default)s")
     parser.add_argument("--split", help="task sizes, e.g. 10+10, for old and new classes (default: one task)")
     parser.add_argument("--order", help="alphabetical, id or seed:<n> (default: alphabetical with --split, else id)")
+    parser.add_argument("--listed", metavar="A,B,...", help="the class order itself, in place of --order")
     parser.add_argument("--task", type=int, help="score what is seen after this task (default: the last)")
     parser.add_argument(
         "--categories",
@@ -41,8 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Scores the file, prints a table and returns the result; IncdetError for what the user can mend."""
     dataset = load_dataset(arguments.data, arguments.data_root)
-    order = arguments.order or ("alphabetical" if arguments.split else "id")
-    stream = build_stream(arguments.split or str(len(dataset.classes)), dataset.classes, order)
+    stream = _stream(dataset, arguments)
     task = _task(stream, arguments.task)
     categories = None if arguments.categories is None else coco_categories(arguments.categories)
     predictions = read_predictions(arguments.predictions, dataset, stream.classes, categories)
@@ -72,6 +72,13 @@ def format_table(result: Mapping[str, Any], classes: Sequence[str]) -> str:
     rule = "-" * (sum(widths) + 2 * len(METRICS))
     lines = [[_aligned(row, widths) for row in part] for part in (rows[:1], rows[1:], groups)]
     return "\n".join([*lines[0], rule, *lines[1], rule, *lines[2]])
+
+
+def _stream(dataset: DetectionDataset, arguments: argparse.Namespace) -> TaskStream:
+    listed = tuple(name.strip() for name in arguments.listed.split(",")) if arguments.listed else ()
+    usual = "listed" if listed else "alphabetical" if arguments.split else "id"
+    split = arguments.split or str(len(dataset.classes))
+    return build_stream(split, dataset.classes, arguments.order or usual, listed)
 
 
 def _task(stream: TaskStream, number: int | None) -> TaskSpec:

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from incdet.data.records import DetectionDataset
-from incdet.files import read_json, write_json
 from incdet.errors import DataError
+from incdet.files import read_json, write_json
 from incdet.structures import Detections
 
 _ENTRY = '{"image_id": "000012", "category_id": 1, "bbox": [x, y, width, height], "score": 0.9}'

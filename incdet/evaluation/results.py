@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from incdet.data.records import DetectionDataset
-from incdet.files import read_json, write_json
 from incdet.errors import DataError
 from incdet.evaluation import incremental
 from incdet.evaluation.coco_ap import coco_ap
 from incdet.evaluation.incremental import PerClass
 from incdet.evaluation.predictions import Predictions
 from incdet.evaluation.voc_ap import Convention, voc_ap
+from incdet.files import read_json, write_json
 from incdet.tasks import TaskSpec, TaskStream
 
 SCHEMA = 1

@@ -72,8 +72,9 @@ def test_old_and_new(files):
     result = evaluate(*files, "--split", "1+1")  # alphabetical: first the ant, then the zebra
     assert result["groups"]["voc_area_50"] == {"old": 0.5, "new": 1.0, "seen": 0.75}
     assert result["protocol"]["classes"] == ["ant", "zebra"]
-    reverse = evaluate(*files, "--split", "1+1", "--order", "id")
-    assert reverse["groups"]["voc_area_50"] == {"old": 1.0, "new": 0.5, "seen": 0.75}
+    for option in (["--order", "id"], ["--listed", "zebra, ant"]):
+        reverse = evaluate(*files, "--split", "1+1", *option)
+        assert reverse["groups"]["voc_area_50"] == {"old": 1.0, "new": 0.5, "seen": 0.75}
 
 
 def test_an_earlier_task(files):
