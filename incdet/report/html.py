@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 
 from incdet import __version__
-from incdet.files import write_atomic
 from incdet.errors import IncdetError
+from incdet.files import write_atomic
 from incdet.report import page, plots
 from incdet.report.examples import MIN_IOU, MIN_SCORE, draw_examples
 from incdet.report.narrative import narrate

@@ -50,6 +50,7 @@ p { margin: .6rem 0; max-width: 74ch; }
   max-width: none; }
 .badge { display: inline-block; background: var(--alarm); color: #fff; font-weight: 700; font-size: .72rem;
   letter-spacing: .06em; padding: .1em .55em; border-radius: 3px; vertical-align: .1em; white-space: nowrap; }
+figcaption { margin-top: .4rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
@@ -159,7 +160,7 @@ def value(content: Any) -> str:
             keys = list(dict.fromkeys(key for row in rows for key in row))
             cells = [[escape(str(name)), *(value(row.get(key)) for key in keys)] for name, row in content.items()]
             return table(["", *(escape(str(key)) for key in keys)], cells)
-        return table(["", ""], [[escape(str(key)), value(inner)] for key, inner in content.items()]) if content else "–"
+        return _pairs(content) if content else "–"
     if isinstance(content, list | tuple):
         if any(isinstance(inner, list | tuple | Mapping) for inner in content):
             return "<br>".join(f"{index}: {value(inner)}" for index, inner in enumerate(content, start=1))
@@ -169,6 +170,16 @@ def value(content: Any) -> str:
     if isinstance(content, bool):
         return "yes" if content else "no"
     return f"{content:.4g}" if isinstance(content, float) else f"<code>{escape(str(content))}</code>"
+
+
+def _pairs(content: Mapping[str, Any]) -> str:
+    """A name and its value per row; small mappings inside take one line per entry."""
+    rows = []
+    for key, inner in content.items():
+        flat = isinstance(inner, Mapping) and inner and _all_flat([inner])
+        shown = "<br>".join(f"{escape(str(k))}: {value(v)}" for k, v in inner.items()) if flat else value(inner)
+        rows.append(f'<tr><th scope="row">{escape(str(key))}</th><td>{shown}</td></tr>')
+    return f'<div class="scroll" tabindex="0"><table>{"".join(rows)}</table></div>'
 
 
 def _all_flat(rows: Sequence[Mapping[str, Any]]) -> bool:

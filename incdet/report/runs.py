@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from incdet.files import read_json
 from incdet.errors import DataError
+from incdet.files import read_json
 
 SCHEMA = 1
 
@@ -143,10 +143,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """
     if not folders:
         raise DataError("expected at least one run folder, but none came; name the folders that training wrote")
-    runs = [read_run(Path(folder)) for folder in folders]
-    runs = _tell_apart(runs, lambda run: f"{run.label}, seed {run.protocol.get('seed', '?')}")
-    runs = _tell_apart(runs, lambda run: f"{run.label}, {run.folder.name}")
-    return _tell_apart(runs, lambda run: f"{run.label}, {run.folder}")
+    runs = [read_run(folder) for folder in dict.fromkeys(Path(folder).resolve() for folder in folders)]
+    counts = Counter(run.label for run in runs)
+    clashing = {label: [run for run in runs if run.label == label] for label, count in counts.items() if count > 1}
+    return [replace(run, label=_longer_label(run, clashing.get(run.label, []))) for run in runs]
 
 
 def read_run(folder: Path) -> Run:
@@ -224,6 +224,14 @@ def _results_of_tasks(folder: Path) -> dict[str, Any]:
     }
 
 
-def _tell_apart(runs: list[Run], longer: Callable[[Run], str]) -> list[Run]:
-    counts = Counter(run.label for run in runs)
-    return [replace(run, label=longer(run)) if counts[run.label] > 1 else run for run in runs]
+def _longer_label(run: Run, namesakes: Sequence[Run]) -> str:
+    """The label with whatever tells the run from its namesakes: the seed, or the folder's name, or its path."""
+    if not namesakes:
+        return run.label
+    marks: tuple[Callable[[Run], str], ...] = (
+        lambda one: f"seed {one.protocol.get('seed', '?')}",
+        lambda one: one.folder.name,
+        lambda one: str(one.folder),
+    )
+    mark = next(mark for mark in marks if len({mark(one) for one in namesakes}) == len(namesakes))
+    return f"{run.label}, {mark(run)}"

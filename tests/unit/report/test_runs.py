@@ -27,14 +27,13 @@ def test_a_killed_run_gives_the_tasks_that_it_finished(make_run):
     assert run.protocol["split"] == "2+2"
 
 
-def test_equal_labels_are_told_apart_by_seed_and_then_by_folder(make_run):
-    folders = [make_run("a", seed=0), make_run("b", seed=1), make_run("c", seed=1), make_run("d", methods=["joint"])]
-    assert [run.label for run in read_runs(folders)] == [
-        "pseudo_label, seed 0",
-        "pseudo_label, seed 1, b",
-        "pseudo_label, seed 1, c",
-        "joint",
-    ]
+def test_equal_labels_are_told_apart_by_seed_or_else_by_folder(make_run):
+    a, b, c = make_run("a", seed=0), make_run("b", seed=1), make_run("c", seed=1)
+    other, nested = make_run("d", methods=["joint"]), make_run("deep/b", seed=1)
+    assert [run.label for run in read_runs([a, b, other])] == ["pseudo_label, seed 0", "pseudo_label, seed 1", "joint"]
+    assert [run.label for run in read_runs([b, c])] == ["pseudo_label, b", "pseudo_label, c"]
+    assert [run.label for run in read_runs([b, nested])] == [f"pseudo_label, {b}", f"pseudo_label, {nested}"]
+    assert [run.label for run in read_runs([a, a.parent / "x" / ".." / "a"])] == ["pseudo_label"]
 
 
 def test_a_stamp_of_one_task_stamps_the_run(make_run):
