@@ -78,7 +78,7 @@ def voc_ap(
     - ``detectron2``: ``PascalVOCDetectionEvaluator``. The same areas, but detections pass through text first: 1-based
       corners rounded to 0.1 pixel, scores to 0.001; a hit is an IoU **above** the threshold. Rounded scores tie, and
       its sort leaves the order of ties open, so that its own result then depends on the machine; ours stays put.
-    - ``maskrcnn_benchmark``: its ``voc_eval.py``, used by MMA, ABR and BPF, adds the last pixel twice: sides are one
+    - ``maskrcnn_benchmark``: its ``voc_eval.py``, used by ABR and others, adds the last pixel twice: sides are one
       pixel longer than the devkit's, which favours small objects.
 
     Raises DataError for a class or image that the dataset does not have.
