@@ -89,17 +89,24 @@ def test_convention_is_recorded(files):
 
 def test_the_tool_prints_errors_without_a_traceback(files, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *files[:3]])  # without --categories the ids 5 and 9 are unknown
-    assert runpy.run_path(str(TOOL))["main"]() == 2
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(TOOL), run_name="__main__")
     printed = capsys.readouterr()
     assert printed.err.startswith("error: ")
     assert "category_id 5" in printed.err
     assert printed.out == ""
 
 
-def test_scoring_needs_no_model():
-    code = f"import runpy, sys; runpy.run_path({str(TOOL)!r}); print(*[m for m in sys.modules if 'torchvision' in m])"
+def test_scoring_needs_no_model(files):
+    code = (
+        "import contextlib, runpy, sys\n"
+        f"sys.argv = ['evaluate.py', *{files!r}]\n"
+        f"with contextlib.suppress(SystemExit): runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
+        "print('models:', *[name for name in sys.modules if name.startswith('torchvision')])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
+    assert "zebra" in done.stdout
+    assert done.stdout.splitlines()[-1] == "models:"
 
 
 @pytest.mark.shared_data
