@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("incdet.cli.train", "Learn the tasks of a split, test after each, and write a report."),
     "add-classes": ("incdet.cli.add_classes", "Teach a trained model new classes from a folder of new labels."),
     "predict": ("incdet.cli.predict", "Detect objects in images; writes drawn images and a JSON file."),
+    "benchmark": ("incdet.cli.benchmark", "Run many configurations with many seeds and keep one table of them."),
     "evaluate": ("incdet.evaluation.cli", "Score a COCO results file of any detector against VOC or COCO annotations."),
     "report": ("incdet.report.cli", "Write one HTML page about one run or several."),
     "table": ("incdet.report.table_cli", "Put the results of many runs into one table."),
