@@ -15,7 +15,9 @@ def grow_linear(layer: nn.Linear, rows: int, at: int, std: float) -> nn.Linear:
         at: where they go; the outputs from ``at`` on move up.
         std: deviation of the new weights (detectron2: 0.01 for classes, 0.001 for boxes). New biases are zero.
     """
-    grown = nn.Linear(layer.in_features, layer.out_features + rows, device=layer.weight.device, dtype=layer.weight.dtype)
+    grown = nn.Linear(
+        layer.in_features, layer.out_features + rows, device=layer.weight.device, dtype=layer.weight.dtype
+    )
     new = torch.empty(rows, layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype).normal_(0.0, std)
     with torch.no_grad():
         grown.weight.copy_(torch.cat([layer.weight[:at], new, layer.weight[at:]]))

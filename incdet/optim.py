@@ -61,8 +61,7 @@ def learning_rate(solver: CfgNode, iteration: int) -> float:
         decay = 0.5 * (1 + math.cos(math.pi * iteration / solver.MAX_ITER))
     else:
         raise ConfigError(
-            "SOLVER.LR_SCHEDULER_NAME: expected WarmupMultiStepLR or WarmupCosineLR, "
-            f"got {solver.LR_SCHEDULER_NAME!r}."
+            f"SOLVER.LR_SCHEDULER_NAME: expected WarmupMultiStepLR or WarmupCosineLR, got {solver.LR_SCHEDULER_NAME!r}."
         )
     return solver.BASE_LR * warmup * decay
 

@@ -24,7 +24,7 @@ def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
     """
     if cfg.BACKEND not in BACKENDS:
         raise ConfigError(f"BACKEND: expected one of {', '.join(BACKENDS)}, got {cfg.BACKEND!r}.")
-    from incdet.backends.torchvision import build_torchvision  # noqa: PLC0415
+    from incdet.backends.torchvision import build_torchvision
 
     detector = build_torchvision(cfg, num_classes)
     if cfg.MODEL.WEIGHTS:

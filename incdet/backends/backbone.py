@@ -20,7 +20,13 @@ from incdet.errors import ConfigError
 
 RESNET_STAGES = (("conv1", "bn1", "relu", "maxpool"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 # torchvision's feature indices: each stage ends where the next one halves the resolution.
-MOBILENET_STAGES = (("0", "1"), ("2", "3"), ("4", "5", "6"), tuple("7 8 9 10 11 12 13".split()), tuple("14 15 16 17 18".split()))
+MOBILENET_STAGES = (
+    ("0", "1"),
+    ("2", "3"),
+    ("4", "5", "6"),
+    ("7", "8", "9", "10", "11", "12", "13"),
+    ("14", "15", "16", "17", "18"),
+)
 LEVELS = ("stem", "res2", "res3", "res4", "res5")
 
 Norm = Callable[[int], nn.Module]
@@ -33,7 +39,9 @@ class Body(nn.ModuleDict):
     their result can be handed to another body with the same weights.
     """
 
-    def __init__(self, children: Iterable[tuple[str, nn.Module]], stages: tuple[tuple[str, ...], ...], returned: tuple[str, ...]):
+    def __init__(
+        self, children: Iterable[tuple[str, nn.Module]], stages: tuple[tuple[str, ...], ...], returned: tuple[str, ...]
+    ) -> None:
         last = max(LEVELS.index(level) for level in returned)
         self_stages = stages[: last + 1]
         kept = {name for stage in self_stages for name in stage}
@@ -76,8 +84,9 @@ class Body(nn.ModuleDict):
 class NarrowResNet(ResNet):
     """torchvision's ResNet with another number of channels in its stem (64 gives the standard network)."""
 
-    def __init__(self, block: type[BasicBlock] | type[Bottleneck], layers: list[int], norm: Norm, width: int):
+    def __init__(self, block: type[BasicBlock] | type[Bottleneck], layers: list[int], norm: Norm, width: int) -> None:
         super().__init__(block, layers, norm_layer=norm)
+        classes = 1000  # ImageNet's, torchvision's default
         if width != 64:
             self.inplanes = width
             self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
@@ -85,7 +94,7 @@ class NarrowResNet(ResNet):
             for index, blocks in enumerate(layers):
                 layer = self._make_layer(block, width << index, blocks, stride=1 if index == 0 else 2)
                 setattr(self, f"layer{index + 1}", layer)
-            self.fc = nn.Linear(self.inplanes, self.fc.out_features)
+            self.fc = nn.Linear(self.inplanes, classes)
             for module in self.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -124,9 +133,7 @@ def build_network(cfg: CfgNode) -> nn.Module:
             raise ConfigError(f"MODEL.BACKBONE.WIDTH is for ResNets; mobilenet_v2 takes only 64, got {node.WIDTH}.")
         network = MobileNetV2(norm_layer=norm)
     else:
-        raise ConfigError(
-            f"MODEL.BACKBONE.NAME: expected one of resnet18, resnet50, mobilenet_v2, got {node.NAME!r}."
-        )
+        raise ConfigError(f"MODEL.BACKBONE.NAME: expected one of resnet18, resnet50, mobilenet_v2, got {node.NAME!r}.")
     if node.NORM == "none":
         _give_biases(network)
     return network
@@ -143,7 +150,7 @@ def build_body(cfg: CfgNode, returned: tuple[str, ...]) -> tuple[Body, dict[str,
     if isinstance(network, ResNet):
         body = Body(network.named_children(), RESNET_STAGES, returned)
     else:
-        body = Body(network.features.named_children(), MOBILENET_STAGES, returned)  # type: ignore[union-attr,operator]
+        body = Body(network.features.named_children(), MOBILENET_STAGES, returned)  # type: ignore[union-attr]
     with torch.no_grad():
         training = body.training
         channels = {level: out.shape[1] for level, out in body.eval()(torch.zeros(1, 3, 64, 64)).items()}
@@ -161,7 +168,7 @@ def _give_biases(network: nn.Module) -> None:
 class FpnBackbone(nn.Module):
     """A body and a feature pyramid on top; ``state_dict`` keys as torchvision's ``BackboneWithFPN``."""
 
-    def __init__(self, body: Body, channels: dict[str, int], out_channels: int):
+    def __init__(self, body: Body, channels: dict[str, int], out_channels: int) -> None:
         super().__init__()
         self.body = body
         self.fpn = FeaturePyramidNetwork(list(channels.values()), out_channels, extra_blocks=LastLevelMaxPool())
@@ -174,7 +181,7 @@ class FpnBackbone(nn.Module):
 class C4Backbone(nn.Module):
     """A body whose last returned level alone feeds proposals and regions."""
 
-    def __init__(self, body: Body, channels: dict[str, int]):
+    def __init__(self, body: Body, channels: dict[str, int]) -> None:
         super().__init__()
         self.body = body
         (self.out_channels,) = channels.values()

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +32,7 @@ BASE_LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
 class Detector(nn.Module, ABC):
     """A two-stage detector whose stages can be called one by one and whose head grows."""
 
-    backbone: nn.Module
+    backbone: Any
     region_transform: RegionTransform | None = None  # features -> aligned features
     read_out: RegionTransform | None = None  # features -> logits (R, K + 1), at prediction only
 

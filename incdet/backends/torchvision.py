@@ -44,7 +44,7 @@ class Res5Head(nn.Sequential):
 class AgnosticPredictor(nn.Module):
     """torchvision's predictor with one box for all classes."""
 
-    def __init__(self, in_channels: int, num_logits: int):
+    def __init__(self, in_channels: int, num_logits: int) -> None:
         super().__init__()
         self.cls_score = nn.Linear(in_channels, num_logits)
         self.bbox_pred = nn.Linear(in_channels, 4)
@@ -56,13 +56,19 @@ class AgnosticPredictor(nn.Module):
 class TorchvisionDetector(FasterRCNN, Detector):
     """Faster R-CNN with FPN or C4 features behind incdet's detector interface."""
 
+    # torchvision ships no types.
+    backbone: Any
+    transform: Any
+    rpn: Any
+    roi_heads: Any
+
     def __init__(
         self,
         backbone: nn.Module,
         class_agnostic: bool = False,
         test_sizes: tuple[int, int] | None = None,
         **kwargs: Any,
-    ):
+    ) -> None:
         """Takes torchvision's own arguments by keyword.
 
         Args:
@@ -195,7 +201,7 @@ class TorchvisionDetector(FasterRCNN, Detector):
         return _background_last(logits), deltas if self.class_agnostic else deltas[:, 1:]
 
     def _sample_regions(self, proposals: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """torchvision's ``select_training_samples`` with ignored boxes and per-box weights."""
+        """Torchvision's ``select_training_samples`` with ignored boxes and per-box weights."""
         heads = self.roi_heads
         used = [target.select(target.use_roi) for target in targets]
         boxes = [target.boxes for target in used]
@@ -322,8 +328,8 @@ def _anchors(cfg: CfgNode, levels: int) -> AnchorGenerator:
     sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
     if len(sizes) != levels:
         raise ConfigError(
-            f"MODEL.ANCHOR_GENERATOR.SIZES: the model has {levels} feature level(s), so {levels} tuple(s) of sizes were "
-            f"expected; got {len(sizes)}: {sizes}."
+            f"MODEL.ANCHOR_GENERATOR.SIZES: expected {levels} tuple(s) of sizes, one for each feature level of this model, "
+            f"got {len(sizes)}: {sizes}."
         )
     return AnchorGenerator(tuple(tuple(s) for s in sizes), (tuple(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS),) * levels)
 
@@ -355,7 +361,9 @@ def _fpn_parts(cfg: CfgNode, num_classes: int) -> tuple[nn.Module, dict[str, Any
 def _c4_parts(cfg: CfgNode, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
     body, channels, network = build_body(cfg, ("res4",))
     if not isinstance(network, ResNet):
-        raise ConfigError(f"MODEL.NECK c4 needs a ResNet backbone, got MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r}.")
+        raise ConfigError(
+            f"MODEL.NECK c4 needs a ResNet backbone, got MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r}."
+        )
     width = network.fc.in_features
     return C4Backbone(body, channels), {
         "rpn_anchor_generator": _anchors(cfg, 1),

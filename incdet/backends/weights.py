@@ -23,8 +23,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, get_weight, list_models
 
-from incdet.files import write_atomic
 from incdet.errors import CheckpointError
+from incdet.files import write_atomic
 
 TORCHVISION = "torchvision://"
 State = dict[str, Tensor]

@@ -18,7 +18,9 @@ DEFAULT_METHOD = "pseudo_label"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("output/demo"), help="default: %(default)s")
-    parser.add_argument("--data", type=Path, default=Path("datasets"), help="drawn here if absent (default: %(default)s)")
+    parser.add_argument(
+        "--data", type=Path, default=Path("datasets"), help="drawn here if absent (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--methods", nargs="+", default=["finetune", DEFAULT_METHOD], help="default: %(default)s")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of configs/shapes")

@@ -52,4 +52,3 @@ def run(arguments: argparse.Namespace) -> None:
         page = stream_run.folder / "report.html"
         write_report([stream_run.folder], page)
         print(f"report: {page}")
-

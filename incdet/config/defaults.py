@@ -11,7 +11,7 @@ from incdet.config.node import CfgNode as CN
 
 def get_cfg() -> CN:
     """A fresh copy of the default configuration, with the nodes of every method in ``incdet/methods``."""
-    from incdet.methods import method_defaults  # noqa: PLC0415  (methods import this package's node)
+    from incdet.methods import method_defaults  # here, because methods import this package's node
 
     cfg = CN()
     cfg.VERSION = 2
@@ -67,7 +67,7 @@ def _input() -> CN:
     node.MAX_SIZE_TEST = 1333
     node.RANDOM_FLIP = "horizontal"  # horizontal, none
     node.COLOR_JITTER = 0.0  # strength of brightness, contrast and saturation jitter. Ours
-    node.ZOOM_OUT = 1.0  # above 1, the image is pasted on a grey canvas up to this many times larger, half the time. Ours
+    node.ZOOM_OUT = 1.0  # above 1, half the images are pasted on a grey canvas up to this many times larger. Ours
     return node
 
 

@@ -29,7 +29,7 @@ class BatchPlan:
     comes from the memory, so that the ratio of new to old images does not depend on how many of each there are.
     """
 
-    def __init__(self, view: TaskView, batch_size: int, seed: int):
+    def __init__(self, view: TaskView, batch_size: int, seed: int) -> None:
         sources = [image.source for image in view.images]
         memory = [i for i, source in enumerate(sources) if source == "memory"]
         self.pools: list[tuple[list[int], int]] = [(list(range(len(sources))), batch_size)]
@@ -58,7 +58,7 @@ def _permutation(length: int, seed: int) -> list[int]:
 class _PlannedBatches:
     """A batch sampler: the part of each planned batch that one process takes."""
 
-    def __init__(self, plan: BatchPlan, iterations: range, rank: int, world_size: int):
+    def __init__(self, plan: BatchPlan, iterations: range, rank: int, world_size: int) -> None:
         self.plan, self.iterations, self.rank, self.world_size = plan, iterations, rank, world_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -70,7 +70,7 @@ class _PlannedBatches:
 
 
 class _TrainSet(Dataset):
-    def __init__(self, images: Sequence[TrainImage], transform: Transform):
+    def __init__(self, images: Sequence[TrainImage], transform: Transform) -> None:
         self.images = images
         self.transform = transform
 
@@ -107,7 +107,7 @@ def train_loader(
         raise DataError(f"task {view.task.index} has no training image with a visible object.")
     if batch_size % world_size:
         raise DataError(
-            f"SOLVER.IMS_PER_BATCH is {batch_size}, which {world_size} processes cannot share equally; choose a multiple."
+            f"SOLVER.IMS_PER_BATCH is {batch_size}, which {world_size} processes cannot share equally. Choose a multiple."
         )
     plan = BatchPlan(view, batch_size, cfg.SEED)
     return DataLoader(
@@ -122,7 +122,7 @@ def train_loader(
 class ImageSet(Dataset):
     """Images alone, as prediction takes them: (position, (3, h, w) float32 in [0, 1])."""
 
-    def __init__(self, paths: Sequence):
+    def __init__(self, paths: Sequence) -> None:
         self.paths = paths
 
     def __len__(self) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from incdet.files import atomic_path
 from incdet.errors import CheckpointError
+from incdet.files import atomic_path
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

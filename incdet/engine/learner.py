@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from incdet.backends.base import BASE_LOSSES, Detector
+from incdet.backends.base import Detector
 from incdet.errors import MethodError
 from incdet.methods.base import Method, Pass, Step
-from incdet.structures import Batch
+from incdet.structures import Batch, ImageOutputs, RegionOutputs
 from incdet.tasks import TaskSpec
 
 
@@ -21,7 +22,7 @@ class Learner(nn.Module):
     The teacher is kept out of the module tree: it is in no checkpoint, no optimiser and no DDP wrapper.
     """
 
-    def __init__(self, student: Detector, teacher: Detector | None, methods: Sequence[Method], task: TaskSpec):
+    def __init__(self, student: Detector, teacher: Detector | None, methods: Sequence[Method], task: TaskSpec) -> None:
         super().__init__()
         self.student = student
         self.methods = list(methods)
@@ -43,8 +44,7 @@ class Learner(nn.Module):
         losses = self.student.losses(images, regions, skip=self._replaced_now())
         step = Step(self.task, batch, Pass(self.student, images, lambda: regions), None)
         if self.teacher is not None:
-            boxes = regions.boxes_per_image(len(batch))
-            step = Step(self.task, batch, step.student, self._look(step.student, boxes))
+            step = replace(step, teacher=self._teacher_pass(self.teacher, images, regions.boxes_per_image(len(batch))))
         for method in self.methods:
             for name, value in method.losses(step).items():
                 if name in losses:
@@ -56,22 +56,20 @@ class Learner(nn.Module):
         """Nothing is replaced in the first task: there is nothing to remember yet."""
         return self.replaced if self.task.old else frozenset()
 
-    def _look(self, student: Pass, boxes: list[Tensor]) -> Pass:
+    @torch.no_grad()
+    def _teacher_pass(self, teacher: Detector, images: ImageOutputs, boxes: list[Tensor]) -> Pass:
         """The teacher's pass over the student's images and boxes."""
-        teacher = self.teacher
-        with torch.no_grad():
-            images = teacher.image_pass_like(student.images, self._share_frozen)  # type: ignore[union-attr]
-        return TeacherPass(teacher, images, boxes)
+        return TeacherPass(teacher, teacher.image_pass_like(images, self._share_frozen), boxes)
 
 
 class TeacherPass(Pass):
     """A pass without gradients, whose regions are computed when a method asks for them."""
 
-    def __init__(self, detector, images, boxes: list[Tensor]):  # noqa: ANN001
+    def __init__(self, detector: Detector, images: ImageOutputs, boxes: list[Tensor]) -> None:
         super().__init__(detector, images, lambda: self.regions_on(boxes))
 
     @torch.no_grad()
-    def regions_on(self, boxes: list[Tensor]):  # noqa: ANN201
+    def regions_on(self, boxes: list[Tensor]) -> RegionOutputs:
         return super().regions_on(boxes)
 
 
@@ -86,12 +84,9 @@ def check_losses(losses: dict[str, Tensor], iteration: int) -> None:
     Raises:
         FloatingPointError: a loss is not finite; all of them are named.
     """
-    if not torch.isfinite(sum(losses.values())):  # type: ignore[call-overload]
+    if not torch.isfinite(torch.stack(list(losses.values())).sum()):
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
         raise FloatingPointError(
             f"iteration {iteration}: a loss is not finite ({values}). Lower SOLVER.BASE_LR, lengthen "
             "SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS."
         )
-
-
-__all__ = ["BASE_LOSSES", "Learner", "TeacherPass", "check_losses", "freeze_copy"]

@@ -18,7 +18,7 @@ class MetricsLog:
     Lines written after the state that a run resumes from belong to steps that will be taken again; they are dropped.
     """
 
-    def __init__(self, path: Path, task: int, iteration: int):
+    def __init__(self, path: Path, task: int, iteration: int) -> None:
         self.path = path
         kept = [line for line in self._lines() if (line["task"], line["iteration"]) < (task, iteration)]
         write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -48,7 +48,7 @@ class MetricsLog:
 
 def _tensorboard_writer(folder: Path) -> Any:
     try:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (an extra)
+        from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
     return SummaryWriter(str(folder / "tensorboard"))
@@ -57,7 +57,7 @@ def _tensorboard_writer(folder: Path) -> Any:
 class Progress:
     """The progress bar of a task: losses, learning rate, images per second; tqdm adds the time left."""
 
-    def __init__(self, title: str, start: int, stop: int, show: bool):
+    def __init__(self, title: str, start: int, stop: int, show: bool) -> None:
         self.bar = tqdm(total=stop, initial=start, desc=title, disable=not show, unit="it", dynamic_ncols=True)
         self.images = 0
         self.began = time.perf_counter()

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from incdet.data.loader import train_loader
@@ -32,9 +33,7 @@ class Trained:
     seconds: float  # over all the processes' lives, when a task was resumed
 
 
-def train_task(
-    learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, folder: Path, log_path: Path
-) -> Trained:
+def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, folder: Path, log_path: Path) -> Trained:
     """Train the learner's student on a task; resume from ``folder/state.pt`` where it exists.
 
     Args:
@@ -80,7 +79,9 @@ def train_task(
             values = _values(losses)
             throughput = progress.show(values, rate)
             if log is not None:
-                log.write(task, iteration, {"loss": sum(values.values()), **values, "lr": rate, "img_per_s": throughput})
+                log.write(
+                    task, iteration, {"loss": sum(values.values()), **values, "lr": rate, "img_per_s": throughput}
+                )
         if solver.CHECKPOINT_PERIOD and done % solver.CHECKPOINT_PERIOD == 0 and done < solver.MAX_ITER:
             _save(folder / "state.pt", done, time.perf_counter() - began, student, optimizer, average, fabric)
 
@@ -96,7 +97,7 @@ def _values(losses: dict[str, Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in losses.items()}
 
 
-def _resume(path: Path, student, optimizer, average) -> tuple[int, float]:  # noqa: ANN001
+def _resume(path: Path, student: nn.Module, optimizer: Optimizer, average: AveragedModel | None) -> tuple[int, float]:
     """The iteration to go on from, and the seconds spent before; (0, 0) where there is no state."""
     if not path.exists():
         return 0, 0.0
@@ -108,7 +109,15 @@ def _resume(path: Path, student, optimizer, average) -> tuple[int, float]:  # no
     return state["iteration"], state["seconds"]
 
 
-def _save(path: Path, iteration: int, seconds: float, student, optimizer, average, fabric: Fabric) -> None:  # noqa: ANN001
+def _save(
+    path: Path,
+    iteration: int,
+    seconds: float,
+    student: nn.Module,
+    optimizer: Optimizer,
+    average: AveragedModel | None,
+    fabric: Fabric,
+) -> None:
     if not fabric.is_global_zero:
         return
     state = {

@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import incdet
 import numpy as np
 from fvcore.common.config import CfgNode
 
+import incdet
 from incdet.data.catalog import load_dataset
 from incdet.data.protocols import dataset_stream
 from incdet.data.records import DetectionDataset
@@ -122,12 +122,14 @@ def _file_hash(weights: str) -> str:
 
 def git_commit() -> str | None:
     """The commit of the incdet checkout in use, marked when files differ from it; None outside a checkout."""
-    folder = Path(incdet.__file__).parent
+    checkout = Path(incdet.__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        answer = subprocess.run(  # noqa: S603  (a fixed command)
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],  # noqa: S607
-            cwd=folder, capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
+        answer = subprocess.run(  # noqa: S603  (fixed words)
+            command, cwd=checkout, capture_output=True, text=True, check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()

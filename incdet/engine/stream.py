@@ -25,13 +25,13 @@ from incdet.config import config_for_task, diff, get_cfg
 from incdet.data.manifest import protocol_manifest
 from incdet.data.views import TaskView, TrainImage
 from incdet.engine import inference
-from incdet.files import write_atomic, write_json
 from incdet.engine.learner import Learner, freeze_copy
 from incdet.engine.loop import train_task
 from incdet.engine.protocol import Problem, first_task_key
 from incdet.errors import ConfigError
 from incdet.evaluation.predictions import Predictions, write_predictions
 from incdet.evaluation.results import read_task_result, run_results, task_result, write_result
+from incdet.files import write_atomic, write_json
 from incdet.methods import build_methods
 from incdet.methods.base import TaskContext
 from incdet.randomness import derive_seed
@@ -50,7 +50,7 @@ SHARED_FILES = ("model.safetensors", "predictions.json", "result.json")
 class Run:
     """One run in its folder. ``learn`` does everything; what is finished is never done again."""
 
-    def __init__(self, cfg: CfgNode, fabric: Fabric, resume: bool = False):
+    def __init__(self, cfg: CfgNode, fabric: Fabric, resume: bool = False) -> None:
         """Read the data and take hold of the folder.
 
         Raises:
@@ -220,7 +220,7 @@ class Run:
         if path.exists():
             if not resume:
                 raise ConfigError(
-                    f"OUTPUT_DIR {self.folder} already holds a run. Continue it with --resume, or choose another folder."
+                    f"OUTPUT_DIR {self.folder} holds a run already. Go on with it by --resume, or choose another folder."
                 )
             before = get_cfg()
             before.merge_from_file(path)

@@ -25,7 +25,8 @@ from incdet.tasks import TaskSpec, TaskStream
 class DetectorLike(Protocol):
     """The part of a backend's detector that methods may use (``backends.base.Detector`` has it)."""
 
-    num_classes: int
+    @property
+    def num_classes(self) -> int: ...
 
     def image_pass_like(self, outputs: ImageOutputs, share_frozen: bool = False) -> ImageOutputs: ...
 
@@ -37,7 +38,7 @@ class DetectorLike(Protocol):
 class Pass:
     """One detector's view of the current batch: its image outputs, its regions, and regions on any other boxes."""
 
-    def __init__(self, detector: DetectorLike, images: ImageOutputs, regions: Callable[[], RegionOutputs]):
+    def __init__(self, detector: DetectorLike, images: ImageOutputs, regions: Callable[[], RegionOutputs]) -> None:
         self.detector = detector
         self.images = images
         self._regions = regions
@@ -101,7 +102,7 @@ class Method:
     works_on: ClassVar[tuple[str, ...]] = ("detection",)
     combines: ClassVar[bool] = True
 
-    def __init__(self, node: CfgNode):
+    def __init__(self, node: CfgNode) -> None:
         self.cfg = node
 
     def task_config(self, cfgs: Sequence[CfgNode]) -> CfgNode:

@@ -36,7 +36,7 @@ class PseudoLabel(Method):
     }
     needs_teacher = True
 
-    def __init__(self, node: CfgNode):
+    def __init__(self, node: CfgNode) -> None:
         super().__init__(node)
         self._report: dict[str, Any] = {}
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from incdet.data.views import TrainImage
-from incdet.files import read_json, write_json
 from incdet.errors import DataError
+from incdet.files import read_json, write_json
 
 SCHEMA = 1
 
@@ -74,7 +74,9 @@ def load_memory(folder: Path, dataset_images: Mapping[str, Any]) -> list[Exempla
     try:
         return [_exemplar(entry, folder, dataset_images) for entry in content["exemplars"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not an exemplar memory of this run ({error!r}); delete {folder} and run again.") from error
+        raise DataError(
+            f"{path} is not an exemplar memory of this run ({error!r}); delete {folder} and run again."
+        ) from error
 
 
 def _entry(exemplar: Exemplar, file: str) -> dict[str, Any]:

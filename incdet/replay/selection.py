@@ -54,7 +54,9 @@ def rank_herding(features: Sequence[Tensor], count: int) -> list[int]:
     return chosen
 
 
-def class_features(images: Sequence[TrainImage], features: Sequence[Tensor], label: int) -> tuple[list[int], list[Tensor]]:
+def class_features(
+    images: Sequence[TrainImage], features: Sequence[Tensor], label: int
+) -> tuple[list[int], list[Tensor]]:
     """Positions of the images of a class, and for each the normalised mean feature of its objects of that class.
 
     Args:
