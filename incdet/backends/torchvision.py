@@ -328,7 +328,7 @@ def _anchors(cfg: CfgNode, levels: int) -> AnchorGenerator:
     sizes = cfg.MODEL.ANCHOR_GENERATOR.SIZES
     if len(sizes) != levels:
         raise ConfigError(
-            f"MODEL.ANCHOR_GENERATOR.SIZES: expected {levels} tuple(s) of sizes, one for each feature level of this model, "
+            f"MODEL.ANCHOR_GENERATOR.SIZES: expected {levels} tuple(s) of sizes, one per feature level of the model, "
             f"got {len(sizes)}: {sizes}."
         )
     return AnchorGenerator(tuple(tuple(s) for s in sizes), (tuple(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS),) * levels)

@@ -107,7 +107,7 @@ def train_loader(
         raise DataError(f"task {view.task.index} has no training image with a visible object.")
     if batch_size % world_size:
         raise DataError(
-            f"SOLVER.IMS_PER_BATCH is {batch_size}, which {world_size} processes cannot share equally. Choose a multiple."
+            f"SOLVER.IMS_PER_BATCH is {batch_size}, which {world_size} processes cannot share equally; take a multiple."
         )
     plan = BatchPlan(view, batch_size, cfg.SEED)
     return DataLoader(

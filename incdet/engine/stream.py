@@ -220,7 +220,7 @@ class Run:
         if path.exists():
             if not resume:
                 raise ConfigError(
-                    f"OUTPUT_DIR {self.folder} holds a run already. Go on with it by --resume, or choose another folder."
+                    f"OUTPUT_DIR {self.folder} holds a run already. Go on with it by --resume, or take another folder."
                 )
             before = get_cfg()
             before.merge_from_file(path)
