@@ -18,6 +18,7 @@ def get_cfg() -> CN:
     cfg.BACKEND = "torchvision"
     cfg.OUTPUT_DIR = "output"
     cfg.NAME = ""  # of the run in tables and reports; empty = the methods' names
+    cfg.STAMPS = ()  # what every result of the run carries as a warning: report/narrative.py says what each means
     cfg.SEED = 0
     cfg.METHODS = ("finetune",)
     cfg.METHOD = method_defaults()

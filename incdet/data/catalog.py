@@ -4,7 +4,7 @@
 ``voc_2007_trainval``, ...              ``<root>/VOC2007``, ``<root>/VOC2012`` in VOC layout
 ``coco_2017_train``, ``coco_2017_val``  ``<root>/coco`` in COCO layout
 ``shapes_train``, ``shapes_test``       ``<root>/shapes``, drawn by ``datasets/make_shapes.py``
-``voc:<folder>:<split>``                any folder in VOC layout
+``voc:<folder>:<split>``                any folder in VOC layout; the split ``*`` is every annotation in it
 ``coco:<annotations.json>:<images>``    any COCO file and its folder of images
 ======================================  ==============================================================
 

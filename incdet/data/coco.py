@@ -1,6 +1,8 @@
 """The COCO layout: one JSON file for all images, boxes as ``x, y, width, height`` in continuous pixels from 0.
 
 Category ids of a file are translated to labels ``0 .. K - 1``; ``to_coco`` numbers them ``label + 1``.
+
+One key is ours: an image may list ``unlabelled_category_ids``, the categories whose objects nobody marked in it.
 """
 
 from __future__ import annotations
@@ -52,21 +54,24 @@ def load_coco(
     content = _read_json(file, report)
     categories = reader.read_categories(content)
     names = tuple(classes) if classes else tuple(categories[key] for key in sorted(categories))
+    labels = {name: label for label, name in enumerate(names)}
     reader.read_images(content)
-    reader.read_objects(content, categories, {name: label for label, name in enumerate(names)})
+    reader.read_unlabelled(categories, labels)
+    reader.read_objects(content, categories, labels)
     return DetectionDataset(name or file.stem, names, reader.records())
 
 
-def to_coco(dataset: DetectionDataset) -> dict[str, Any]:
+def to_coco(dataset: DetectionDataset, image_folder: str | Path | None = None) -> dict[str, Any]:
     """The data set as COCO ground truth.
 
     Category ids are ``label + 1``, annotation ids count from 1 and image ids stay strings. ``area`` is the box's.
     ``difficult`` is kept as a key of its own; making it ``ignore`` or not is the evaluation's decision.
+
+    Args:
+        dataset: what to write.
+        image_folder: every ``file_name`` starts from it; None writes the bare names of the files.
     """
-    images = [
-        {"id": image.image_id, "file_name": image.path.name, "width": image.width, "height": image.height}
-        for image in dataset.images
-    ]
+    images = [_image_entry(image, image_folder) for image in dataset.images]
     annotations: list[dict[str, Any]] = []
     for image in dataset.images:
         flags = zip(image.difficult, image.crowd, strict=True)
@@ -87,6 +92,14 @@ def to_coco(dataset: DetectionDataset) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def _image_entry(image: ImageRecord, folder: str | Path | None) -> dict[str, Any]:
+    file_name = image.path.name if folder is None else image.path.relative_to(folder).as_posix()
+    entry = {"id": image.image_id, "file_name": file_name, "width": image.width, "height": image.height}
+    if image.unlabelled:
+        entry["unlabelled_category_ids"] = [label + 1 for label in sorted(image.unlabelled)]
+    return entry
+
+
 @dataclass(frozen=True)
 class _Object:
     box: tuple[float, float, float, float]
@@ -104,6 +117,7 @@ class _Reader:
     report: Report
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
     objects: dict[str, list[_Object]] = field(default_factory=lambda: defaultdict(list))
+    unlabelled: dict[str, frozenset[int]] = field(default_factory=dict)  # of the images that say so
 
     def refuse(self, place: str, problem: str, remedy: str) -> None:
         self.report(Defect(str(self.file), place, problem, remedy))
@@ -139,6 +153,17 @@ class _Reader:
         if not self.images:
             self.refuse("images", "the file lists no image that can be used", "List at least one image")
 
+    def read_unlabelled(self, categories: dict[int, str], labels: dict[str, int]) -> None:
+        for image_id, entry in self.images.items():
+            ids = entry.get("unlabelled_category_ids", [])
+            if not isinstance(ids, list) or not all(isinstance(key, int) and key in categories for key in ids):
+                remedy = "List ids of the file's categories, or remove the key"
+                self.refuse(f"image {image_id}/unlabelled_category_ids", f"{ids!r} are not ids of categories", remedy)
+            elif ids:
+                self.unlabelled[image_id] = frozenset(
+                    labels[categories[key]] for key in ids if categories[key] in labels
+                )
+
     def read_objects(self, content: dict[str, Any], categories: dict[int, str], labels: dict[str, int]) -> None:
         seen: set[int] = set()
         keys = {"id": int, "image_id": (int, str), "category_id": int, "bbox": list}
@@ -156,6 +181,9 @@ class _Reader:
             elif category not in labels:
                 problem = f"unknown class {category!r}; the classes are {', '.join(labels)}"
                 self.refuse(f"{place}/category_id", problem, "Add it to the classes of the data set")
+            elif labels[category] in self.unlabelled.get(image_id, ()):
+                problem = f"image {image_id} says that no {category!r} is labelled in it, but here is one"
+                self.refuse(place, problem, "Take the category out of the image's unlabelled_category_ids")
             else:
                 self._read_object(place, entry, image_id, labels[category])
             seen.add(entry["id"])
@@ -192,6 +220,7 @@ class _Reader:
             labels=np.array([item.label for item in objects], dtype=np.int64),
             difficult=np.array([item.difficult for item in objects], dtype=bool),
             crowd=np.array([item.crowd for item in objects], dtype=bool),
+            unlabelled=self.unlabelled.get(image_id, frozenset()),
         )
 
     def _entries(self, content: dict[str, Any], section: str, keys: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

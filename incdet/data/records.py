@@ -25,6 +25,7 @@ class ImageRecord:
     labels: np.ndarray  # (n,) int64, index into DetectionDataset.classes
     difficult: np.ndarray  # (n,) bool; VOC's flag: not counted when scoring
     crowd: np.ndarray  # (n,) bool; COCO's iscrowd: ignored when training and scoring
+    unlabelled: frozenset[int] = frozenset()  # labels whose objects nobody marked here: detections are not judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,8 @@ class DetectionDataset:
             digest.update(f"\n{image.image_id} {image.width} {image.height}\n".encode())
             for array in (image.boxes, image.labels, image.difficult, image.crowd):
                 digest.update(np.ascontiguousarray(array).tobytes())
+            if image.unlabelled:
+                digest.update(f"unlabelled {sorted(image.unlabelled)}".encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:

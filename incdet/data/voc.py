@@ -1,7 +1,8 @@
 """The PASCAL VOC layout: one XML file per image.
 
 A folder holds ``Annotations/<id>.xml``, ``ImageSets/Main/<split>.txt`` with one id per line, and
-``JPEGImages/<id>.jpg`` (or ``.jpeg``, ``.png``).
+``JPEGImages/<id>.jpg`` (or ``.jpeg``, ``.png``). The split ``*`` is every annotation there is, so that a folder of
+newly labelled images needs no ``ImageSets``.
 
 Pixels: VOC counts them from 1 and its box holds both of its end pixels. Our boxes are continuous (see
 ``incdet.structures``), so ``x1 = xmin - 1``, ``y1 = ymin - 1``, ``x2 = xmax``, ``y2 = ymax``.
@@ -27,6 +28,7 @@ VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
+EVERY_ANNOTATION = "*"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _QUIET_FILES = 2000  # more files than this take long enough for a progress bar
 
@@ -59,7 +61,7 @@ def load_voc(
 
     Args:
         root: the folder that holds ``Annotations``, ``ImageSets`` and ``JPEGImages``.
-        split: file name in ``ImageSets/Main`` without ``.txt``; several are joined by ``+``.
+        split: file name in ``ImageSets/Main`` without ``.txt``; several are joined by ``+``. ``*`` is every annotation.
         classes: names in the order labels shall count them. None or none takes the 20 VOC classes when
             every object is one of them, else the names found, sorted.
         name: the data set's name; None composes it of folder and split.
@@ -104,13 +106,18 @@ def write_annotation(root: str | Path, record: ImageRecord, classes: Sequence[st
 
 def _read_splits(root: Path, split: str, report: Report) -> list[str]:
     """The ids of the splits that ``split`` names, each once."""
+    if split == EVERY_ANNOTATION:
+        found = sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
+        if not found:
+            report(Defect(str(root / "Annotations"), "", "the folder holds no annotation", "Write one XML per image"))
+        return found
     ids: dict[str, None] = {}
     for part in split.split("+"):
         file = root / "ImageSets" / "Main" / f"{part}.txt"
-        found = _read_lines(file, report)
-        if found == []:
+        lines = _read_lines(file, report)
+        if lines == []:
             report(Defect(str(file), "", "the split lists no image", "Write one image id per line"))
-        for image_id in found or []:
+        for image_id in lines or []:
             if image_id in ids:
                 report(Defect(str(file), image_id, "the id is listed a second time", "Keep one of the lines"))
             ids[image_id] = None

@@ -84,18 +84,17 @@ class Problem:
             "model": f"{cfg.MODEL.BACKBONE.NAME}-{cfg.MODEL.NECK}",
             "commit": git_commit(),
             "version": incdet.__version__,
-            "stamps": [],
+            "stamps": list(cfg.STAMPS),
         }
 
 
-def first_task_key(problem: Problem, cfg: CfgNode, view: TaskView, world_size: int) -> str:
-    """A hash of all that decides what the first task's detector becomes and how it is tested."""
+def first_task_key(cfg: CfgNode, view: TaskView, world_size: int) -> str:
+    """A hash of all that decides what the first task's detector becomes."""
     decisive = {
         "version": incdet.__version__,
         "backend": cfg.BACKEND,
         "seed": cfg.SEED,
         "processes": world_size,
-        "test": [cfg.TEST, problem.fingerprints["test"]],
         "model": cfg.MODEL,
         "weights": _file_hash(cfg.MODEL.WEIGHTS),
         "input": cfg.INPUT,
@@ -107,12 +106,23 @@ def first_task_key(problem: Problem, cfg: CfgNode, view: TaskView, world_size: i
 
 
 def _view_hash(view: TaskView) -> str:
+    """Over ids, labels and the files' sizes: pictures redrawn or recompressed under the same labels change them."""
     digest = hashlib.sha256()
     for image in view.images:
-        digest.update(f"{image.record.image_id} {image.record.width} {image.record.height}".encode())
+        record = image.record
+        digest.update(f"{record.image_id} {record.width} {record.height} {_file_size(record.path)}".encode())
         for array in (image.boxes, image.labels, image.weights, image.use_rpn, image.use_roi):
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}). Check DATASETS.ROOT, or restore the image."
+        ) from error
 
 
 def _file_hash(weights: str) -> str:

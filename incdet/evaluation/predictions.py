@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -75,6 +75,27 @@ def scored_classes(dataset: DetectionDataset, classes: Sequence[str] | None) -> 
             f"It has: {', '.join(dataset.classes)}. Name its classes, or score on the data that has them"
         )
     return names
+
+
+def judged(predictions: Predictions, dataset: DetectionDataset) -> Predictions:
+    """Without the detections of classes that nobody labelled in their image: they are neither right nor wrong."""
+    unlabelled = {
+        image.image_id: {dataset.classes[label] for label in image.unlabelled}
+        for image in dataset.images
+        if image.unlabelled
+    }
+    if not unlabelled:
+        return predictions
+    pairs = ((image_id, name) for image_id in predictions.image_ids for name in predictions.classes)
+    unknown = np.array([name in unlabelled.get(image_id, ()) for image_id, name in pairs], dtype=bool)
+    keep = ~unknown[predictions.image_index * len(predictions.classes) + predictions.labels]
+    return replace(
+        predictions,
+        image_index=predictions.image_index[keep],
+        boxes=predictions.boxes[keep],
+        scores=predictions.scores[keep],
+        labels=predictions.labels[keep],
+    )
 
 
 def write_predictions(path: str | Path, predictions: Predictions) -> None:

@@ -23,7 +23,8 @@ def precision_and_recall(
 ) -> dict[str, dict[str, float | int | None]]:
     """Precision and recall of pseudo-labels, per class.
 
-    Each hidden object is found by at most one pseudo-label of its class, the one that overlaps it most.
+    Each hidden object is found by at most one pseudo-label of its class, the one that overlaps it most. Where nobody
+    labelled a class in an image, its pseudo-labels there are given but not judged.
 
     Args:
         records: images with all their labels.
@@ -35,21 +36,23 @@ def precision_and_recall(
     Returns:
         Per class ``precision``, ``recall`` (None where undefined), ``given`` and ``hidden`` (counts).
     """
-    counts = {name: np.zeros(3, dtype=int) for name in classes}  # right, given, hidden
+    counts = {name: np.zeros(4, dtype=int) for name in classes}  # right, judged, given, hidden
     for record, (boxes, labels) in zip(records, found, strict=True):
         names = np.array([record_classes[label] for label in record.labels])
+        unlabelled = {record_classes[label] for label in record.unlabelled}
         for label, name in enumerate(classes):
             mine, hidden = boxes[labels == label], record.boxes[(names == name) & ~record.crowd]
+            judged = 0 if name in unlabelled else len(mine)
             if len(mine) or len(hidden):
-                counts[name] += (_right(mine, hidden, iou), len(mine), len(hidden))
+                counts[name] += (_right(mine, hidden, iou), judged, len(mine), len(hidden))
     return {
         name: {
-            "precision": round(right / given, 4) if given else None,
+            "precision": round(right / judged, 4) if judged else None,
             "recall": round(right / hidden, 4) if hidden else None,
             "given": int(given),
             "hidden": int(hidden),
         }
-        for name, (right, given, hidden) in counts.items()
+        for name, (right, judged, given, hidden) in counts.items()
     }
 
 

@@ -13,7 +13,7 @@ from incdet.errors import DataError
 from incdet.evaluation import incremental
 from incdet.evaluation.coco_ap import coco_ap
 from incdet.evaluation.incremental import PerClass
-from incdet.evaluation.predictions import Predictions
+from incdet.evaluation.predictions import Predictions, judged
 from incdet.evaluation.voc_ap import Convention, voc_ap
 from incdet.files import read_json, write_json
 from incdet.tasks import TaskSpec, TaskStream
@@ -28,7 +28,11 @@ _RUN_PARTS = {"name": str, "methods": list, "protocol": dict, "tasks": list, "ma
 def score(
     dataset: DetectionDataset, predictions: Predictions, classes: Sequence[str], convention: Convention = "devkit"
 ) -> dict[str, dict[str, float | None]]:
-    """Every metric of ``METRICS`` per class, on all images of ``dataset``; None for a class without a test object."""
+    """Every metric of ``METRICS`` per class, on all images of ``dataset``; None for a class without a test object.
+
+    An image that was not labelled with a class (``ImageRecord.unlabelled``) plays no part in that class's AP.
+    """
+    predictions = judged(predictions, dataset)
     voc = voc_ap(dataset, predictions, classes, (0.5, 0.75), convention)
     coco = coco_ap(dataset, predictions, classes)
     columns = {

@@ -85,7 +85,7 @@ def draw_examples(runs: Sequence[Run]) -> Examples:
         truth = _draw_truth(image, scale, dataset, index, colours)
         drawn.append([truth, *(_draw_found(image, scale, dataset, index, moment, colours) for moment in moments)])
     return Examples(
-        columns=("the truth", *(moment.title for moment in moments)),
+        columns=(_truth_title(runs[0]), *(moment.title for moment in moments)),
         image_ids=tuple(dataset.images[index].image_id for index in shown),
         panels=_encode(drawn),
     )
@@ -98,6 +98,11 @@ def _test_data(run: Run) -> DetectionDataset:
     if not isinstance(data, dict) or not data.get(which):
         raise DataError(f"{run.folder / 'config.yaml'} names no DATASETS.{which}, so the test images cannot be found")
     return load_dataset(str(data[which]), str(data.get("ROOT") or "datasets"), run.classes)
+
+
+def _truth_title(run: Run) -> str:
+    by_agreement = "old_by_agreement" in run.stamps
+    return "the truth; of old kinds, what the old detector found" if by_agreement else "the truth"
 
 
 def _moments(runs: Sequence[Run], dataset: DetectionDataset) -> list[_Moment]:
@@ -175,7 +180,8 @@ def _draw_found(
     all_boxes = np.concatenate([boxes, record.boxes[missed]]) * scale
     shades = [colours[name] for name in names] + [MISSED] * len(missed)
     dashed = [False] * len(names) + [True] * len(missed)
-    wrong = sum(1 for one in owner if one < 0)
+    unlabelled = {dataset.classes[label] for label in record.unlabelled}
+    wrong = sum(1 for name, one in zip(names, owner, strict=True) if one < 0 and name not in unlabelled)
     note = f"finds {found} of {int(counted.sum())}" + (f", {wrong} wrong" if wrong else "")
     return draw_boxes(image, all_boxes, captions, shades, dashed, MIN_SIDE), note
 

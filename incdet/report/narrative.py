@@ -9,6 +9,10 @@ from incdet.report.table import metric_name
 
 STAMP_MEANING = {
     "oracle": "it was given knowledge that no detector has in use, so its numbers are a bound and not a result",
+    "old_by_agreement": (
+        "no labels of the old kinds were given, so on them it was compared with what the old detector itself found "
+        "with confidence; its numbers on the old kinds measure agreement with that detector and not accuracy"
+    ),
 }
 
 

@@ -170,3 +170,28 @@ def test_to_coco_is_accepted_by_pycocotools_and_read_back(tmp_path, content, cap
         entry["file_name"] = image.path.relative_to(tmp_path / "images").as_posix()
     again = load(tmp_path, exported, name="instances")
     assert again.fingerprint() == dataset.fingerprint()
+
+
+def test_an_image_may_leave_categories_unlabelled(tmp_path, content):
+    content["images"][1]["unlabelled_category_ids"] = [18]
+    dataset = load(tmp_path, content)
+    assert dataset.classes == ("cat", "dog")
+    assert [image.unlabelled for image in dataset.images] == [frozenset(), {1}]
+    assert dataset.fingerprint() != load(tmp_path, CONTENT).fingerprint()
+    written = to_coco(dataset, tmp_path / "images")
+    assert [entry["file_name"] for entry in written["images"]] == ["a.png", "deep/b.png"]
+    assert load(tmp_path, written).fingerprint() == dataset.fingerprint()
+    assert load(tmp_path, content, classes=("cat", "dog", "cow")).images[1].unlabelled == {1}
+
+
+@pytest.mark.parametrize("ids", [[99], "dog", [[18]], 18])
+def test_unlabelled_categories_must_be_categories(tmp_path, content, ids):
+    content["images"][1]["unlabelled_category_ids"] = ids
+    with pytest.raises(DataError, match=r"image 3/unlabelled_category_ids: .* List ids of the file's categories"):
+        load(tmp_path, content)
+
+
+def test_an_object_of_an_unlabelled_category_is_refused(tmp_path, content):
+    content["images"][0]["unlabelled_category_ids"] = [18]
+    with pytest.raises(DataError, match=r"annotations\[0\]: image 7 says that no 'dog' is labelled in it"):
+        load(tmp_path, content)

@@ -187,3 +187,14 @@ def test_real_photographs():
         assert (image.boxes[:, :2] >= 0).all()
         assert (image.boxes[:, 2:] <= (image.width, image.height)).all()
         assert (image.boxes[:, 2:] > image.boxes[:, :2]).all()
+
+
+def test_every_annotation_of_a_folder_without_image_sets(tmp_path):
+    root = make_folder(tmp_path, {"b": xml(obj()), "a": xml(obj("cat"))})
+    (root / "ImageSets" / "Main" / "train.txt").unlink()
+    assert [image.image_id for image in load_voc(root, "*").images] == ["a", "b"]
+
+
+def test_a_folder_without_annotations_is_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no annotation"):
+        load_voc(tmp_path, "*")

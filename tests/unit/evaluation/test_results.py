@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -161,3 +162,15 @@ def test_damaged_files_are_refused(results, tmp_path, change, message):
     path.write_text(change(path.read_text()))
     with pytest.raises(IncdetError, match=message):
         read_task_result(path)
+
+
+def test_what_nobody_labelled_is_neither_right_nor_wrong(data, stream):
+    """Image b was labelled with cows only: the ant found there, the best of all, must not cost precision."""
+    found = predictions(data, [(1, FAR, 0.99, 0), (0, BOX, 0.9, 0), (1, BOX, 0.8, 2)], stream.classes)
+    before = task_result(data, found, stream, stream[1])["ap"]["voc_area_50"]
+    assert before == pytest.approx({"ant": 0.5, "bee": 0.0, "cow": 1.0})
+    unlabelled = frozenset({CLASSES.index("ant"), CLASSES.index("bee")})
+    partly = replace(data, images=(data.images[0], replace(data.images[1], unlabelled=unlabelled)))
+    after = task_result(partly, found, stream, stream[1])["ap"]
+    assert after["voc_area_50"] == pytest.approx({"ant": 1.0, "bee": 0.0, "cow": 1.0})
+    assert after["coco"]["ant"] == pytest.approx(1.0)
