@@ -27,3 +27,7 @@ class CheckpointError(IncdetError):
 
 class MethodError(IncdetError):
     """A method, or a combination of methods, that cannot run here."""
+
+
+class DivergenceError(IncdetError):
+    """Training whose losses are no longer finite."""

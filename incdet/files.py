@@ -46,11 +46,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _fsync(temporary)
-        temporary.replace(path)
-        _fsync(path.parent)
+        with explain_refusal(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _fsync(temporary)
+            temporary.replace(path)
+            _fsync(path.parent)
+    finally:
+        # A folder that could not be made holds nothing to remove either.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def explain_refusal(path: str | Path) -> Iterator[None]:
+    """For writes that need not be atomic, such as a line added to a log: says why the disk refused one.
+
+    Raises:
+        IncdetError: the disk is full or the file cannot be written to.
+    """
+    try:
+        yield
     except Exception as error:
         cause = _refused_write(error)
         if cause is None:
@@ -58,10 +74,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise IncdetError(
             f"Cannot write {path}: {os.strerror(cause)}. Results written earlier are untouched. {_REMEDIES[cause]}"
         ) from error
-    finally:
-        # A folder that could not be made holds nothing to remove either.
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            temporary.unlink()
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:

@@ -140,6 +140,8 @@ class TorchvisionDetector(FasterRCNN, Detector):
         anchors = self.rpn.anchor_generator(images, levels)
         anchors_per_level = [o[0].numel() for o in raw_objectness]
         flat_objectness, flat_deltas = concat_box_prediction_layers(raw_objectness, raw_deltas)
+        # Under autocast they come in 16 bits, and the box coder would round the anchors to the same.
+        flat_objectness, flat_deltas = flat_objectness.float(), flat_deltas.float()
 
         def propose() -> list[Tensor]:
             boxes = self.rpn.box_coder.decode(flat_deltas.detach(), anchors).view(len(anchors), -1, 4)
@@ -197,6 +199,7 @@ class TorchvisionDetector(FasterRCNN, Detector):
     def predictor(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Region features to logits (R, K + 1), background last, and deltas (R, K, 4) or (R, 1, 4)."""
         logits, deltas = self.roi_heads.box_predictor(features)
+        logits, deltas = logits.float(), deltas.float()
         deltas = deltas.view(len(deltas), -1, 4)
         return _background_last(logits), deltas if self.class_agnostic else deltas[:, 1:]
 

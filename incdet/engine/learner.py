@@ -10,10 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from incdet.backends.base import Detector
-from incdet.errors import MethodError
+from incdet.errors import DivergenceError, MethodError
 from incdet.methods.base import Method, Pass, Step
 from incdet.structures import Batch, ImageOutputs, RegionOutputs
 from incdet.tasks import TaskSpec
+
+
+class Sealed:
+    """A batch that passes Lightning Fabric unopened.
+
+    In mixed precision Fabric rounds every tensor that it finds in an argument, the boxes too, to 16 bits (and refuses
+    frozen dataclasses). Autocast alone decides what is computed in which precision.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
 
 
 class Learner(nn.Module):
@@ -35,8 +46,10 @@ class Learner(nn.Module):
     def teacher(self) -> Detector | None:
         return self._teacher[0]
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch | Sealed) -> dict[str, Tensor]:
         """The losses of a batch by name; the step minimises their sum."""
+        if isinstance(batch, Sealed):
+            batch = batch.batch
         for method in self.methods:
             batch = method.transform_batch(batch)
         images = self.student.image_pass(batch)
@@ -82,11 +95,11 @@ def check_losses(losses: dict[str, Tensor], iteration: int) -> None:
     """Stop before a broken step reaches the weights.
 
     Raises:
-        FloatingPointError: a loss is not finite; all of them are named.
+        DivergenceError: a loss is not finite; all of them are named.
     """
     if not torch.isfinite(torch.stack(list(losses.values())).sum()):
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
-        raise FloatingPointError(
+        raise DivergenceError(
             f"iteration {iteration}: a loss is not finite ({values}). Lower SOLVER.BASE_LR, lengthen "
-            "SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS."
+            "SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS, and begin in another OUTPUT_DIR."
         )

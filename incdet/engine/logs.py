@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from incdet.files import write_atomic
+from incdet.files import explain_refusal, write_atomic
 
 
 class MetricsLog:
@@ -35,7 +35,7 @@ class MetricsLog:
 
     def write(self, task: int, iteration: int, values: dict[str, float]) -> None:
         line = {"task": task, "iteration": iteration, **{k: round(float(v), 6) for k, v in values.items()}}
-        with self.path.open("a", encoding="utf-8") as file:
+        with explain_refusal(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self._writer is not None:
             for name, value in values.items():

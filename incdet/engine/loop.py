@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 from lightning_fabric import Fabric
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from incdet.data.loader import train_loader
 from incdet.data.views import TaskView
-from incdet.engine.checkpoint import load_state, save_state
-from incdet.engine.learner import Learner, check_losses
+from incdet.engine.checkpoint import TaskState
+from incdet.engine.learner import Learner, Sealed, check_losses
 from incdet.engine.logs import MetricsLog, Progress
 from incdet.optim import build_optimizer, learning_rate, set_learning_rate
 from incdet.randomness import derive_seed
@@ -48,7 +47,8 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
     student.train()
     optimizer = build_optimizer(solver, student)
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(solver.EMA_DECAY)) if solver.EMA_DECAY else None
-    start, seconds = _resume(folder / "state.pt", student, optimizer, average)
+    state = TaskState(student, optimizer, average, fabric.strategy.precision)
+    start, seconds = state.restore(folder / "state.pt")
     wrapped, optimizer = fabric.setup(learner, optimizer)
     log = MetricsLog(log_path, task, start) if fabric.is_global_zero else None
     progress = Progress(f"task {task}", start, solver.MAX_ITER, fabric.is_global_zero)
@@ -60,7 +60,7 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
         torch.manual_seed(derive_seed(cfg.SEED, "step", task, iteration, fabric.global_rank))
         rate = learning_rate(solver, iteration)
         set_learning_rate(optimizer, rate)
-        losses = wrapped(batch.to(fabric.device))
+        losses = wrapped(Sealed(batch.to(fabric.device)))
         total = sum(losses.values())
         check_losses(losses, iteration)
         optimizer.zero_grad(set_to_none=True)
@@ -82,8 +82,9 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
                 log.write(
                     task, iteration, {"loss": sum(values.values()), **values, "lr": rate, "img_per_s": throughput}
                 )
-        if solver.CHECKPOINT_PERIOD and done % solver.CHECKPOINT_PERIOD == 0 and done < solver.MAX_ITER:
-            _save(folder / "state.pt", done, time.perf_counter() - began, student, optimizer, average, fabric)
+        due = solver.CHECKPOINT_PERIOD and done % solver.CHECKPOINT_PERIOD == 0 and done < solver.MAX_ITER
+        if due and fabric.is_global_zero:
+            state.save(folder / "state.pt", done, time.perf_counter() - began)
 
     progress.close()
     if log is not None:
@@ -94,38 +95,4 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
 
 
 def _values(losses: dict[str, Tensor]) -> dict[str, float]:
-    return {name: float(value) for name, value in losses.items()}
-
-
-def _resume(path: Path, student: nn.Module, optimizer: Optimizer, average: AveragedModel | None) -> tuple[int, float]:
-    """The iteration to go on from, and the seconds spent before; (0, 0) where there is no state."""
-    if not path.exists():
-        return 0, 0.0
-    state = load_state(path)
-    student.load_state_dict(state["student"])
-    optimizer.load_state_dict(state["optimizer"])
-    if average is not None:
-        average.load_state_dict(state["average"])
-    return state["iteration"], state["seconds"]
-
-
-def _save(
-    path: Path,
-    iteration: int,
-    seconds: float,
-    student: nn.Module,
-    optimizer: Optimizer,
-    average: AveragedModel | None,
-    fabric: Fabric,
-) -> None:
-    if not fabric.is_global_zero:
-        return
-    state = {
-        "iteration": iteration,
-        "seconds": seconds,
-        "student": student.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    if average is not None:
-        state["average"] = average.state_dict()
-    save_state(path, state)
+    return {name: value.item() for name, value in losses.items()}

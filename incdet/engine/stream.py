@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from incdet.engine.protocol import Problem, first_task_key
 from incdet.errors import ConfigError
 from incdet.evaluation.predictions import Predictions, write_predictions
 from incdet.evaluation.results import read_task_result, run_results, task_result, write_result
-from incdet.files import write_atomic, write_json
+from incdet.files import atomic_path, read_json, write_atomic, write_json
 from incdet.methods import build_methods
 from incdet.methods.base import TaskContext
 from incdet.randomness import derive_seed
@@ -44,7 +44,7 @@ FREE_ON_RESUME = (
     "DATALOADER.NUM_WORKERS", "DATASETS.ROOT", "FIRST_TASK_CACHE", "LOG_PERIOD", "NAME", "OUTPUT_DIR",
     "SOLVER.CHECKPOINT_PERIOD", "TEST.IMS_PER_BATCH",
 )  # fmt: skip
-SHARED_FILES = ("model.safetensors", "predictions.json", "result.json")
+MODEL_FILE = "model.safetensors"
 
 
 class Run:
@@ -74,12 +74,10 @@ class Run:
         Returns:
             The content of ``results.json``.
         """
-        results: list[dict[str, Any]] = []
-        for task in self.stream.tasks[:last_task]:
+        for task in self._tasks(last_task):
             if not (self.task_folder(task) / "result.json").exists():
                 self._learn_task(task)
-            results.append(read_task_result(self.task_folder(task) / "result.json"))
-        return self._conclude(results)
+        return self._conclude()
 
     def evaluate(self, last_task: int | None = None) -> dict[str, Any]:
         """Test the models of the finished tasks again.
@@ -87,40 +85,39 @@ class Run:
         Raises:
             ConfigError: a task has no model yet.
         """
-        results: list[dict[str, Any]] = []
-        for task in self.stream.tasks[:last_task]:
+        for task in self._tasks(last_task):
             folder = self.task_folder(task)
-            if not (folder / "model.safetensors").exists():
+            if not (folder / MODEL_FILE).exists():
                 raise ConfigError(f"{folder} holds no model; learn task {task.index} before testing it.")
             student = self._finished(task)
             before = folder / "result.json"
             kept = read_task_result(before) if before.exists() else {"train": {}, "extra": {}}
             self._test(student, task, kept["train"], kept["extra"])
-            results.append(read_task_result(before))
-        return self._conclude(results)
+        return self._conclude()
 
     def task_folder(self, task: TaskSpec) -> Path:
         return self.folder / f"task_{task.index}"
+
+    def _tasks(self, last: int | None) -> Sequence[TaskSpec]:
+        count = len(self.stream)
+        if last is not None and not 1 <= last <= count:
+            raise ConfigError(f"--task: TASKS.SPLIT {self.stream.split} has tasks 1 to {count}, got {last}.")
+        return self.stream.tasks[:last]
 
     # ------------------------------------------------------------------ one task
 
     def _learn_task(self, task: TaskSpec) -> None:
         folder, cfg = self.task_folder(task), self.task_configs[task.index - 1]
-        if self.fabric.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-        self.fabric.barrier()
-        view = self.problem.view(task)
-        shared = self._shared_folder(task, cfg, view)
-        if shared is not None and (shared / "result.json").exists() and self.fabric.is_global_zero:
-            for name in SHARED_FILES[:-1]:
-                shutil.copyfile(shared / name, folder / name)
+        model, view = folder / MODEL_FILE, self.problem.view(task)
+        shared = self._shared_model(task, cfg, view)
+        if shared is not None and shared.exists() and self.fabric.is_global_zero:
+            _copy(shared, model)
         self.fabric.barrier()
         student, teacher = self._student_and_teacher(task, cfg)
         context = self._context(view, cfg, student, teacher)
-        if (folder / "model.safetensors").exists():
-            train = self._load_model(folder / "model.safetensors", student)
-            for method in self.methods:
-                method.training_data(view, context)
+        if model.exists():
+            metadata = self._load_model(model, student)
+            train, extra = json.loads(metadata["train"]), json.loads(metadata["extra"])
         else:
             for method in self.methods:
                 view = method.training_data(view, context)
@@ -128,17 +125,20 @@ class Run:
             learner = Learner(student, teacher, self.methods, task)
             trained = train_task(learner, view, cfg, self.fabric, folder, self.folder / "metrics.jsonl")
             train = {**asdict(trained), "images": len(view)}
-            self._save_model(folder / "model.safetensors", student, task, cfg, train)
+            extra = self._reports()
+            self._save_model(model, student, task, cfg, train, extra)
         for method in self.methods:
             method.end_task(context)
         self.fabric.barrier()
-        extra = {key: value for method in self.methods for key, value in method.report().items()}
-        self._test(student, task, train, extra)
+        self._test(student, task, train, {**extra, **self._reports()})
         if self.fabric.is_global_zero:
             (folder / "state.pt").unlink(missing_ok=True)
             if shared is not None and not shared.exists():
-                _publish(folder, shared)
+                _copy(model, shared)
         self.fabric.barrier()
+
+    def _reports(self) -> dict[str, Any]:
+        return {key: value for method in self.methods for key, value in method.report().items()}
 
     @cached_property
     def task_configs(self) -> list[CfgNode]:
@@ -159,7 +159,7 @@ class Run:
             return build_detector(cfg, task.num_seen).to(self.fabric.device), None
         student = build_detector(_without_weights(cfg), task.num_old)
         previous = self.task_folder(self.stream[task.index - 2])
-        self._load_model(previous / "model.safetensors", student)
+        self._load_model(previous / MODEL_FILE, student)
         student.to(self.fabric.device)
         needed = any(method.needs_teacher for method in self.methods)
         teacher = freeze_copy(student) if needed else None
@@ -168,7 +168,7 @@ class Run:
 
     def _finished(self, task: TaskSpec) -> Detector:
         student = build_detector(_without_weights(self.task_configs[task.index - 1]), task.num_seen)
-        self._load_model(self.task_folder(task) / "model.safetensors", student)
+        self._load_model(self.task_folder(task) / MODEL_FILE, student)
         return student.to(self.fabric.device)
 
     def _context(self, view: TaskView, cfg: CfgNode, student: Detector, teacher: Detector | None) -> TaskContext:
@@ -195,7 +195,7 @@ class Run:
         )
 
     def _test(self, student: Detector, task: TaskSpec, train: dict[str, Any], extra: dict[str, Any]) -> None:
-        """Detect on all test images and write predictions and result."""
+        """Detect on all test images and write predictions and result; no process goes on before they are there."""
         began = time.perf_counter()
         test, folder = self.problem.test, self.task_folder(task)
         for slot in ("align", "read_out"):
@@ -204,14 +204,23 @@ class Run:
                 setattr(student, "region_transform" if slot == "align" else slot, getattr(owner, slot))
         paths = [image.path for image in test.images]
         found = inference.detect(student, paths, self.cfg, self.fabric, f"test after task {task.index}")
-        if not self.fabric.is_global_zero:
-            return
-        ids = [image.image_id for image in test.images]
-        predictions = Predictions.from_detections(zip(ids, found, strict=True), task.seen)
-        write_predictions(folder / "predictions.json", predictions)
-        spent = {"seconds": round(time.perf_counter() - began, 2)}
-        result = task_result(test, predictions, self.stream, task, train=train, evaluate=spent, extra=extra)
-        write_result(folder / "result.json", result)
+        if self.fabric.is_global_zero:
+            ids = [image.image_id for image in test.images]
+            predictions = Predictions.from_detections(zip(ids, found, strict=True), task.seen)
+            write_predictions(folder / "predictions.json", predictions)
+            result = task_result(
+                test,
+                predictions,
+                self.stream,
+                task,
+                protocol=self._protocol(),
+                stamps=self.cfg.STAMPS,
+                train=train,
+                evaluate={"seconds": round(time.perf_counter() - began, 2)},
+                extra=extra,
+            )
+            write_result(folder / "result.json", result)
+        self.fabric.barrier()
 
     # ------------------------------------------------------------------ files
 
@@ -231,6 +240,7 @@ class Run:
                     f"{self.folder} was begun with another configuration:\n{lines}\nUse that one, or choose another "
                     "OUTPUT_DIR."
                 )
+            self._refuse_other_data()
         self.fabric.barrier()
         if self.fabric.is_global_zero:
             cfg = self.cfg
@@ -240,32 +250,58 @@ class Run:
             write_json(self.folder / "protocol.json", manifest)
             write_atomic(path, cfg.dump())
 
-    def _save_model(self, path: Path, student: Detector, task: TaskSpec, cfg: CfgNode, train: dict[str, Any]) -> None:
+    def _refuse_other_data(self) -> None:
+        """DATASETS.ROOT may move between two lives of a run, its content may not change."""
+        path = self.folder / "protocol.json"
+        before = read_json(path, "the manifest of the run's split")["fingerprint"] if path.exists() else None
+        now = self.problem.fingerprints["train"]
+        if before not in (None, now):
+            raise ConfigError(
+                f"{self.folder} was begun with other training images or labels: the fingerprint of DATASETS.TRAIN "
+                f"{self.cfg.DATASETS.TRAIN} was {before[:12]} and is {now[:12]}. Restore them, or choose another "
+                "OUTPUT_DIR."
+            )
+
+    def _save_model(
+        self,
+        path: Path,
+        student: Detector,
+        task: TaskSpec,
+        cfg: CfgNode,
+        train: dict[str, Any],
+        extra: dict[str, Any],
+    ) -> None:
         if self.fabric.is_global_zero:
             metadata = {
                 "incdet": incdet.__version__,
                 "classes": json.dumps(task.seen),
                 "config": cfg.dump(),
                 "train": json.dumps({**train, "seconds": round(train["seconds"], 1)}),
+                "extra": json.dumps(extra),
             }
             save_model(path, student.state_dict(), metadata)
         self.fabric.barrier()
 
-    def _load_model(self, path: Path, student: Detector) -> dict[str, Any]:
-        """Load a finished model; returns what is known of its training."""
+    def _load_model(self, path: Path, student: Detector) -> dict[str, str]:
+        """Load a finished model; returns what ``_save_model`` wrote beside its weights."""
         state, metadata = read_model(path)
         load_into(student, state, strict=True, source=str(path))
-        return json.loads(metadata["train"])
+        return metadata
 
-    def _shared_folder(self, task: TaskSpec, cfg: CfgNode, view: TaskView) -> Path | None:
-        """Where runs with the same first task keep it; None where it cannot be shared."""
+    def _shared_model(self, task: TaskSpec, cfg: CfgNode, view: TaskView) -> Path | None:
+        """Where runs with the same first task keep its model; None where it cannot be shared."""
         if task.old or not self.cfg.FIRST_TASK_CACHE or any(m.changes_first_task for m in self.methods):
             return None
-        return Path(self.cfg.FIRST_TASK_CACHE) / first_task_key(self.problem, cfg, view, self.fabric.world_size)
+        return Path(self.cfg.FIRST_TASK_CACHE) / first_task_key(cfg, view, self.fabric.world_size) / MODEL_FILE
 
-    def _conclude(self, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        memory = memory_size(self.folder / "memory")
-        content = run_results(self.name, list(self.cfg.METHODS), self.problem.block(memory), results)
+    def _protocol(self) -> dict[str, Any]:
+        return self.problem.block(memory_size(self.folder / "memory"))
+
+    def _conclude(self) -> dict[str, Any]:
+        """Sum up all finished tasks, those after ``--task`` too."""
+        paths = [self.task_folder(task) / "result.json" for task in self.stream]
+        results = [read_task_result(path) for path in takewhile(Path.exists, paths)]
+        content = run_results(self.name, list(self.cfg.METHODS), self._protocol(), results)
         if self.fabric.is_global_zero:
             write_result(self.folder / "results.json", content)
         return content
@@ -277,13 +313,6 @@ def _without_weights(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _publish(folder: Path, shared: Path) -> None:
-    """Offer a finished first task to other runs: a whole folder appears at once, or nothing does."""
-    shared.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=shared.parent, prefix=".publishing-"))
-    for name in SHARED_FILES:
-        shutil.copyfile(folder / name, temporary / name)
-    try:
-        temporary.rename(shared)
-    except OSError:  # another run was faster, with the same content
-        shutil.rmtree(temporary)
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)

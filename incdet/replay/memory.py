@@ -16,7 +16,7 @@ import numpy as np
 
 from incdet.data.views import TrainImage
 from incdet.errors import DataError
-from incdet.files import read_json, write_json
+from incdet.files import atomic_path, read_json, write_json
 
 SCHEMA = 1
 
@@ -45,9 +45,8 @@ def save_memory(folder: Path, exemplars: Sequence[Exemplar]) -> None:
         record = exemplar.image.record
         stored = folder / "images" / f"{record.image_id.replace('/', '_')}{record.path.suffix}"
         if not stored.exists():
-            temporary = stored.with_name(f".{stored.name}.tmp")
-            shutil.copyfile(record.path, temporary)
-            temporary.replace(stored)
+            with atomic_path(stored) as temporary:
+                shutil.copyfile(record.path, temporary)
         entries.append(_entry(exemplar, stored.name))
     write_json(folder / "memory.json", {"schema": SCHEMA, "exemplars": entries}, indent=None)
     wanted = {entry["file"] for entry in entries}
