@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from incdet.structures import ImageOutputs, RegionOutputs
+from incdet.structures import IGNORED, ImageOutputs, RegionOutputs
 
 
 def rpn_losses(images: ImageOutputs, beta: float, skip: Collection[str] = ()) -> dict[str, Tensor]:
@@ -42,6 +42,8 @@ def rpn_losses(images: ImageOutputs, beta: float, skip: Collection[str] = ()) ->
 def region_losses(regions: RegionOutputs, beta: float, skip: Collection[str] = ()) -> dict[str, Tensor]:
     """Weighted cross-entropy and box regression over the sampled regions (Girshick 2015, eq. 1).
 
+    Ignored regions cost nothing and are not counted.
+
     Args:
         regions: with ``labels``, ``delta_targets`` and ``weights``.
         beta: where smooth L1 turns from square to linear.
@@ -50,13 +52,14 @@ def region_losses(regions: RegionOutputs, beta: float, skip: Collection[str] = (
     labels, targets, weights = regions.labels, regions.delta_targets, regions.weights
     if labels is None or targets is None or weights is None:
         raise ValueError("region_losses needs regions that were sampled with targets")
-    count = max(len(labels), 1)
+    count = (labels != IGNORED).sum().clamp(min=1)
     losses = {}
     if "loss_cls" not in skip:
-        losses["loss_cls"] = (weights * F.cross_entropy(regions.logits, labels, reduction="none")).sum() / count
+        loss = F.cross_entropy(regions.logits, labels, ignore_index=IGNORED, reduction="none")
+        losses["loss_cls"] = (weights * loss).sum() / count
     if "loss_box_reg" not in skip:
         background = regions.logits.shape[1] - 1
-        positive = torch.where(labels < background)[0]
+        positive = torch.where((labels != IGNORED) & (labels < background))[0]
         column = labels[positive] if regions.deltas.shape[1] > 1 else torch.zeros_like(positive)
         loss = F.smooth_l1_loss(regions.deltas[positive, column], targets[positive], beta=beta, reduction="none")
         losses["loss_box_reg"] = (weights[positive, None] * loss).sum() / count
