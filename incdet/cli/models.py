@@ -1,0 +1,31 @@
+"""Finding the model that a user means by a file, a task's folder or a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from incdet.errors import CheckpointError
+
+MODEL_FILE = "model.safetensors"
+
+
+def find_model(path: Path) -> Path:
+    """The ``model.safetensors`` of a path: the file itself, the one in the folder, or that of a run's last task.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise CheckpointError(f"--model {path} does not exist. Give a {MODEL_FILE}, a task's folder or a run's folder.")
+    own = path / MODEL_FILE
+    of_tasks = {int(file.parent.name.removeprefix("task_")): file for file in path.glob(f"task_[0-9]*/{MODEL_FILE}")}
+    if own.exists():
+        return own
+    if of_tasks:
+        return of_tasks[max(of_tasks)]
+    raise CheckpointError(
+        f"--model {path} holds neither {MODEL_FILE} nor task_<t>/{MODEL_FILE}: no task of that run was finished, or it "
+        "is not a folder that incdet wrote."
+    )
