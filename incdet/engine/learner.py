@@ -98,7 +98,7 @@ def check_losses(losses: dict[str, Tensor], iteration: int) -> None:
         DivergenceError: a loss is not finite; all of them are named.
     """
     if not torch.isfinite(torch.stack(list(losses.values())).sum()):
-        values = ", ".join(f"{name} {float(value):.4g}" for name, value in losses.items())
+        values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
         raise DivergenceError(
             f"iteration {iteration}: a loss is not finite ({values}). Lower SOLVER.BASE_LR, lengthen "
             "SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS, and begin in another OUTPUT_DIR."

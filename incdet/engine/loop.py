@@ -6,13 +6,14 @@ Whatever is random in iteration i follows from (seed, task, i): see ``incdet.ran
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from fvcore.common.config import CfgNode
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from incdet.data.loader import train_loader
@@ -45,53 +46,56 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
     """
     solver, task, student = cfg.SOLVER, view.task.index, learner.student
     student.train()
-    optimizer = build_optimizer(solver, student)
-    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(solver.EMA_DECAY)) if solver.EMA_DECAY else None
-    state = TaskState(student, optimizer, average, fabric.strategy.precision)
+    state = _initial_state(student, solver, fabric)
     start, seconds = state.restore(folder / "state.pt")
-    wrapped, optimizer = fabric.setup(learner, optimizer)
+    wrapped, optimizer = fabric.setup(learner, state.optimizer)
     log = MetricsLog(log_path, task, start) if fabric.is_global_zero else None
     progress = Progress(f"task {task}", start, solver.MAX_ITER, fabric.is_global_zero)
     loader = train_loader(view, cfg, range(start, solver.MAX_ITER), fabric.global_rank, fabric.world_size)
     parameters = {name: p for name, p in student.named_parameters() if p.requires_grad}
     began = time.perf_counter() - seconds
 
-    for iteration, batch in zip(range(start, solver.MAX_ITER), loader, strict=True):
-        torch.manual_seed(derive_seed(cfg.SEED, "step", task, iteration, fabric.global_rank))
-        rate = learning_rate(solver, iteration)
-        set_learning_rate(optimizer, rate)
-        losses = wrapped(Sealed(batch.to(fabric.device)))
-        total = sum(losses.values())
-        check_losses(losses, iteration)
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(total)
-        if solver.CLIP_GRADIENTS > 0:
-            fabric.clip_gradients(wrapped, optimizer, max_norm=solver.CLIP_GRADIENTS)
-        optimizer.step()
-        for method in learner.methods:
-            method.update_transforms(parameters)
-        if average is not None:
-            average.update_parameters(student)
+    with closing(progress):  # an error message begins on a line of its own
+        for iteration, batch in zip(range(start, solver.MAX_ITER), loader, strict=True):
+            torch.manual_seed(derive_seed(cfg.SEED, "step", task, iteration, fabric.global_rank))
+            rate = learning_rate(solver, iteration)
+            set_learning_rate(optimizer, rate)
+            losses = wrapped(Sealed(batch.to(fabric.device)))
+            total = sum(losses.values())
+            check_losses(losses, iteration)
+            optimizer.zero_grad(set_to_none=True)
+            fabric.backward(total)
+            if solver.CLIP_GRADIENTS > 0:
+                fabric.clip_gradients(wrapped, optimizer, max_norm=solver.CLIP_GRADIENTS)
+            optimizer.step()
+            for method in learner.methods:
+                method.update_transforms(parameters)
+            if state.average is not None:
+                state.average.update_parameters(student)
 
-        done = iteration + 1
-        progress.advance(len(batch) * fabric.world_size)
-        if done % cfg.LOG_PERIOD == 0 or done == solver.MAX_ITER:
-            values = _values(losses)
-            throughput = progress.show(values, rate)
-            if log is not None:
-                log.write(
-                    task, iteration, {"loss": sum(values.values()), **values, "lr": rate, "img_per_s": throughput}
-                )
-        due = solver.CHECKPOINT_PERIOD and done % solver.CHECKPOINT_PERIOD == 0 and done < solver.MAX_ITER
-        if due and fabric.is_global_zero:
-            state.save(folder / "state.pt", done, time.perf_counter() - began)
+            done = iteration + 1
+            progress.advance(len(batch) * fabric.world_size)
+            if done % cfg.LOG_PERIOD == 0 or done == solver.MAX_ITER:
+                values = _values(losses)
+                throughput = progress.show(values, rate)
+                if log is not None:
+                    log.write(
+                        task, iteration, {"loss": sum(values.values()), **values, "lr": rate, "img_per_s": throughput}
+                    )
+            due = solver.CHECKPOINT_PERIOD and done % solver.CHECKPOINT_PERIOD == 0 and done < solver.MAX_ITER
+            if due and fabric.is_global_zero:
+                state.save(folder / "state.pt", done, time.perf_counter() - began)
 
-    progress.close()
     if log is not None:
         log.close()
-    if average is not None:
-        student.load_state_dict(average.module.state_dict())
+    if state.average is not None:
+        student.load_state_dict(state.average.module.state_dict())
     return Trained(solver.MAX_ITER, time.perf_counter() - began)
+
+
+def _initial_state(student: nn.Module, solver: CfgNode, fabric: Fabric) -> TaskState:
+    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(solver.EMA_DECAY)) if solver.EMA_DECAY else None
+    return TaskState(student, build_optimizer(solver, student), average, fabric.strategy.precision)
 
 
 def _values(losses: dict[str, Tensor]) -> dict[str, float]:

@@ -1,0 +1,45 @@
+"""Two processes on the CPU, launched by incdet itself and by torchrun, make one run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from incdet.evaluation.results import read_run_results
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run(config, tmp_path):
+    folder = tmp_path / "run"
+    keys = ["OUTPUT_DIR", str(folder), "METHODS", "['replay', 'pseudo_label', 'faster_ilod']"]
+    words = ["tools/train_net.py", "--config-file", str(config)]
+    own = _launch(sys.executable, *words, "--num-gpus", "2", "--task", "1", *keys)
+    assert own.count("report: ") == 1, "each result is told once"
+    first = (folder / "task_1" / "model.safetensors").read_bytes()
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert _launch(*torchrun, *words, "--resume", *keys).count("report: ") == 1
+    results = read_run_results(folder / "results.json")
+    assert [len(row) for row in results["matrix"]["voc_area_50"]] == [1, 2]
+    assert results["tasks"][1]["evaluate"]["images"] == 16
+    assert (folder / "task_1" / "model.safetensors").read_bytes() == first
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["task"], line["iteration"]) for line in lines] == [(1, i) for i in range(8)] + [
+        (2, i) for i in range(6)
+    ]
+
+    before = (folder / "task_2" / "predictions.json").read_bytes()
+    _launch(sys.executable, *words, "--eval-only", "--task", "2", *keys)
+    assert (folder / "task_2" / "predictions.json").read_bytes() == before, "one process finds what two found"
+
+
+def _launch(*words: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
