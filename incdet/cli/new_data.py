@@ -86,7 +86,8 @@ def load_new_data(name: str, root: str, chosen: Sequence[str], old: Sequence[str
             "some to learn from and some to measure with. Label more images."
         )
     train, test = hold_out(data, HELD_OUT, HELD_OUT_SEED)
-    unseen = [name for name in new if not any(classes.index(name) in image.labels for image in train.images)]
+    taught = {classes[label] for image in train.images for label in image.labels[~image.crowd]}
+    unseen = [one for one in new if one not in taught]
     if unseen:
         raise DataError(f"{name}: too few images hold {', '.join(unseen)}. Label more, or leave it out by --classes.")
     return NewData(classes, len(old), train, test)
@@ -100,7 +101,7 @@ def load_old_test(name: str, root: str, new: NewData) -> DetectionDataset:
     """
     data = load_dataset(name, root)
     old = new.classes[: new.num_old]
-    shared = [name for name in data.classes if name in old]
+    shared = [one for one in data.classes if one in old]
     if not shared:
         raise DataError(
             f"--old-test: {name} has none of the old classes {', '.join(old)}; it has {', '.join(data.classes)}."

@@ -91,13 +91,16 @@ def find_images(given: Sequence[Path], recursive: bool, out: Path) -> list[Path]
         found += [file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()]
         found += [path] if path.is_file() else []
     written = out.resolve()
-    images = {path.resolve(): path for path in reversed(found) if written not in path.resolve().parents}
-    if not images:
+    images: dict[Path, Path] = {}
+    for path in found:
+        images.setdefault(path.resolve(), path)
+    chosen = [path for file, path in images.items() if written not in file.parents]
+    if not chosen:
         raise DataError(
             f"--images: no image in {', '.join(map(str, given))} (looked for {', '.join(SUFFIXES)}). Give other "
             "folders, or --recursive to look into the folders inside them."
         )
-    return list(reversed(images.values()))
+    return chosen
 
 
 def common_root(given: Sequence[Path]) -> Path:
