@@ -44,28 +44,34 @@ class PseudoLabel(Method):
         if context.teacher is None:
             return view
         found = self._detections(view, context)
-        starts = np.searchsorted(found.image_index, np.arange(len(view) + 1))
-        images, used = [], []
-        for image, start, stop in zip(view.images, starts[:-1], starts[1:], strict=True):
-            boxes, scores, labels = (array[start:stop] for array in (found.boxes, found.scores, found.labels))
+        starts = np.searchsorted(found.image_index, np.arange(len(found.image_ids) + 1))
+        rows = {name: slice(*starts[i : i + 2]) for i, name in enumerate(found.image_ids)}
+        images, records, used = [], [], []
+        for image in view.images:
+            here = rows[image.record.image_id]
+            boxes, scores, labels = found.boxes[here], found.scores[here], found.labels[here]
             keep = self._keep(image, boxes, scores, labels)
             images.append(self._taught(image, boxes[keep], scores[keep], labels[keep]))
-            sure = keep & (scores >= self.cfg.SCORE_ROI)
-            used.append((boxes[sure], labels[sure]))
-        self._report = precision_and_recall(
-            [image.record for image in view.images], context.dataset.classes, used, context.task.old
-        )
+            if image.source == "task":  # in a stored image old classes are labelled, not hidden
+                sure = keep & (scores >= self.cfg.SCORE_ROI)
+                used.append((boxes[sure], labels[sure]))
+                records.append(image.record)
+        self._report = precision_and_recall(records, context.dataset.classes, used, context.task.old)
         return replace(view, images=tuple(images))
 
     def report(self) -> dict[str, Any]:
         return {"pseudo_labels": self._report} if self._report else {}
 
     def _detections(self, view: TaskView, context: TaskContext) -> Predictions:
-        """The teacher's detections on the view's images; a resumed task reads those it began with."""
+        """The teacher's detections on the view's images; a resumed task reads those it began with.
+
+        An image that is also in the memory is in the view twice, and looked at once.
+        """
         path = context.task_folder / "pseudo_labels.json"
-        records = tuple(image.record for image in view.images)
+        images = tuple({image.record.image_id: image for image in view.images}.values())
+        records = tuple(image.record for image in images)
         if not path.exists():
-            found = context.detect(context.teacher, view.images, "pseudo-labels")
+            found = context.detect(context.teacher, images, "pseudo-labels")
             ids = [record.image_id for record in records]
             predictions = Predictions.from_detections(zip(ids, found, strict=True), context.task.old)
             if not context.is_main:
