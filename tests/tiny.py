@@ -30,6 +30,7 @@ CLASSES = ("a", "b", "c", "d")
 STREAM = build_stream("2+2", CLASSES)
 FIRST, SECOND = STREAM
 HEIGHT, WIDTH = 64, 96
+TEXTS = ("a", "bc", "ad", "cd", "b", "cb")  # the objects of six images
 
 
 def tiny_config(neck: str = "fpn", *overrides: Any) -> CfgNode:
@@ -105,11 +106,11 @@ def photographs(folder: Path, *texts: str) -> DetectionDataset:
 class World:
     """Two tasks on a small data set, with what the engine gives to methods, but without its training loop."""
 
-    def __init__(self, folder: Path, cfg: CfgNode, texts: Sequence[str] = ("a", "bc", "ad", "cd", "b", "cb")):
-        self.folder, self.cfg = folder, cfg
+    def __init__(self, folder: Path, cfg: CfgNode, texts: Sequence[str] = TEXTS, split: str = "2+2"):
+        self.folder, self.cfg, self.stream = folder, cfg, build_stream(split, CLASSES)
         self.dataset = photographs(folder, *texts)
         self.fabric = Fabric(accelerator="cpu", devices=1)
-        self.first = tiny_detector(cfg, FIRST.num_seen)
+        self.first = tiny_detector(cfg, self.stream[0].num_seen)
 
     def context(self, task: TaskSpec = SECOND, student: Any = None, teacher: Any = None, **changes: Any) -> TaskContext:
         folder = self.folder / f"task_{task.index}"
@@ -123,10 +124,10 @@ class World:
 
         given = {
             "cfg": self.cfg,
-            "stream": STREAM,
+            "stream": self.stream,
             "task": task,
             "dataset": self.dataset,
-            "view": task_view(self.dataset, STREAM, task),
+            "view": task_view(self.dataset, self.stream, task),
             "student": student or self.first,
             "teacher": teacher,
             "run_folder": self.folder,

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+from itertools import permutations
 
 from fvcore.common.config import CfgNode as _FvcoreNode
 
@@ -57,8 +58,16 @@ def build_methods(cfg: _FvcoreNode) -> list[Method]:
     for name, kind in classes.items():
         if not kind.combines and len(names) > 1:
             raise MethodError(f"METHODS: {name} cannot be combined, got {names}. {inspect.getdoc(kind)}")
+    _refuse_contained(classes)
     _refuse_two_owners(classes)
     return [kind(cfg.METHOD[name.upper()]) for name, kind in classes.items()]
+
+
+def _refuse_contained(classes: dict[str, type[Method]]) -> None:
+    """A method that extends another returns the other's losses too."""
+    for (name, kind), (other, part) in permutations(classes.items(), 2):
+        if issubclass(kind, part):
+            raise MethodError(f"METHODS: {name} contains {other} already; keep one of them.")
 
 
 def _refuse_two_owners(classes: dict[str, type[Method]]) -> None:
