@@ -56,7 +56,7 @@ def draw_image(seed: int, split: str, index: int, size: int = 128) -> tuple[np.n
     return picture, np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(labels, dtype=np.int64)
 
 
-def write_shapes(folder: str | Path, seed: int = 0, train: int = 1600, test: int = 400, size: int = 128) -> None:
+def write_shapes(folder: str | Path, seed: int = 1, train: int = 1600, test: int = 400, size: int = 128) -> None:
     """Draws the set into a new folder in VOC layout, with the splits ``train`` and ``test``.
 
     The folder appears at once and complete, or not at all.
