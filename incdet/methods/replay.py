@@ -15,7 +15,7 @@ from incdet.data.views import TaskView
 from incdet.errors import ConfigError
 from incdet.methods.base import Method, TaskContext
 from incdet.randomness import derive_seed
-from incdet.replay.memory import Exemplar, load_memory, save_memory
+from incdet.replay.memory import Exemplar, load_memory, save_memory, stored_images
 from incdet.replay.selection import RULES, class_features, rank_balanced, rank_herding, rank_random
 
 
@@ -30,10 +30,8 @@ class Replay(Method):
     }
 
     def training_data(self, view: TaskView, context: TaskContext) -> TaskView:
-        # One image may have been kept for several classes.
-        stored = {exemplar.image.record.image_id: exemplar.image for exemplar in self._load(context)}
-        images = view.images + tuple(stored.values())
-        return replace(view, images=images, memory_share=self.cfg.SHARE if stored else None)
+        stored = tuple(stored_images(self._load(context)))
+        return replace(view, images=view.images + stored, memory_share=self.cfg.SHARE if stored else None)
 
     def end_task(self, context: TaskContext) -> None:
         if not context.is_main:

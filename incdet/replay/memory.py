@@ -19,6 +19,7 @@ from incdet.errors import DataError
 from incdet.files import atomic_path, read_json, write_json
 
 SCHEMA = 1
+_ARRAYS = ("boxes", "labels", "weights", "use_rpn", "use_roi")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,24 @@ def load_memory(folder: Path, dataset_images: Mapping[str, Any]) -> list[Exempla
         ) from error
 
 
+def stored_images(exemplars: Sequence[Exemplar]) -> list[TrainImage]:
+    """Each image once, though it may be kept for several classes, with the labels of all tasks that kept it."""
+    images: dict[str, TrainImage] = {}
+    for image in (exemplar.image for exemplar in exemplars):
+        image_id = image.record.image_id
+        images[image_id] = _joined(images[image_id], image) if image_id in images else image
+    return list(images.values())
+
+
+def _joined(image: TrainImage, other: TrainImage) -> TrainImage:
+    """An image with the objects of another task's classes added."""
+    added = ~np.isin(other.labels, list(image.labelled))
+    rows: dict[str, Any] = {
+        name: np.concatenate([getattr(image, name), getattr(other, name)[added]]) for name in _ARRAYS
+    }
+    return replace(image, labelled=image.labelled | other.labelled, **rows)
+
+
 def _entry(exemplar: Exemplar, file: str) -> dict[str, Any]:
     image = exemplar.image
     return {
@@ -86,11 +105,7 @@ def _entry(exemplar: Exemplar, file: str) -> dict[str, Any]:
         "kept_for": exemplar.kept_for,
         "rank": exemplar.rank,
         "labelled": sorted(image.labelled),
-        "boxes": image.boxes.tolist(),
-        "labels": image.labels.tolist(),
-        "weights": image.weights.tolist(),
-        "use_rpn": image.use_rpn.tolist(),
-        "use_roi": image.use_roi.tolist(),
+        **{name: getattr(image, name).tolist() for name in _ARRAYS},
     }
 
 
