@@ -10,6 +10,12 @@ import incdet
 from incdet.config import CfgNode, annotate, get_cfg
 from incdet.errors import ConfigError
 
+EPILOG = """examples:
+  all keys:         incdet config
+  a file:           incdet config --config-file configs/shapes/10+10/pseudo_label.yaml
+  with changes:     incdet config --config-file ... SOLVER.BASE_LR 0.005
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", type=Path, metavar="FILE", help="a YAML file; without it, the defaults")

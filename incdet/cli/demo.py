@@ -15,6 +15,12 @@ from incdet.report.html import write_report
 
 DEFAULT_METHOD = "pseudo_label"
 
+EPILOG = """examples:
+  the demo:         incdet demo
+  other methods:    incdet demo --methods finetune ilod replay
+  shorter:          incdet demo SOLVER.MAX_ITER 300
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("output/demo"), help="default: %(default)s")

@@ -226,7 +226,8 @@ class Run:
 
     def _claim_folder(self, resume: bool) -> None:
         path = self.folder / "config.yaml"
-        if path.exists():
+        # A run that failed before it kept anything may begin anew, with the mended configuration.
+        if path.exists() and any(self.folder.glob("task_*")):
             if not resume:
                 raise ConfigError(
                     f"OUTPUT_DIR {self.folder} holds a run already. Go on with it by --resume, or take another folder."

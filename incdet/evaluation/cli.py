@@ -15,6 +15,12 @@ from incdet.evaluation.results import METRICS, task_result, write_result
 from incdet.evaluation.voc_ap import Convention
 from incdet.tasks import TaskSpec, TaskStream, build_stream
 
+EPILOG = """examples:
+  one data set:     incdet evaluate predictions.json --data voc_2007_test
+  old and new:      incdet evaluate predictions.json --data voc_2007_test --split 15+5
+  COCO's ids:       incdet evaluate predictions.json --data coco_2017_val --categories instances_val2017.json
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("predictions", type=Path, help="COCO results file: [{image_id, category_id, bbox, score}, ...]")

@@ -57,7 +57,7 @@ def build_methods(cfg: _FvcoreNode) -> list[Method]:
         raise MethodError(f"METHODS: expected one or more different methods, got {names}.")
     for name, kind in classes.items():
         if not kind.combines and len(names) > 1:
-            raise MethodError(f"METHODS: {name} cannot be combined, got {names}. {inspect.getdoc(kind)}")
+            raise MethodError(f"METHODS: {name} cannot be combined, got {names}. {_first_line(kind)}")
     _refuse_contained(classes)
     _refuse_two_owners(classes)
     return [kind(cfg.METHOD[name.upper()]) for name, kind in classes.items()]
@@ -68,6 +68,10 @@ def _refuse_contained(classes: dict[str, type[Method]]) -> None:
     for (name, kind), (other, part) in permutations(classes.items(), 2):
         if issubclass(kind, part):
             raise MethodError(f"METHODS: {name} contains {other} already; keep one of them.")
+
+
+def _first_line(kind: type[Method]) -> str:
+    return (inspect.getdoc(kind) or "").partition("\n")[0]
 
 
 def _refuse_two_owners(classes: dict[str, type[Method]]) -> None:

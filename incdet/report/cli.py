@@ -7,6 +7,11 @@ from pathlib import Path
 
 from incdet.report.html import write_report
 
+EPILOG = """examples:
+  one run:          incdet report output/shapes/10+10/finetune
+  a comparison:     incdet report output/shapes/10+10/* --out comparison.html
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; several are compared")

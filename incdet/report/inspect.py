@@ -12,6 +12,12 @@ from incdet.data.protocols import DIFFICULT_POLICIES, PROTOCOLS, dataset_stream
 from incdet.files import write_json
 from incdet.report.split import manifest_table, write_samples
 
+EPILOG = """examples:
+  a split:          incdet inspect --data voc_2007_trainval --split 15+5
+  pictures of it:   incdet inspect --data shapes_train --split 10+5+5 --out output/inspect
+  a data set:       incdet inspect --data voc:<folder>:train --check
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="NAME", help="a known name, voc:<folder>:<split>, coco:...")

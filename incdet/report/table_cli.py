@@ -10,6 +10,11 @@ from incdet.files import write_atomic
 from incdet.report.runs import read_runs
 from incdet.report.table import FORMATS, benchmark_tables
 
+EPILOG = """examples:
+  many runs:        incdet table output/shapes/10+10/*
+  for a paper:      incdet table output/shapes/10+10/* --format latex --out table.tex
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="run folders (with results.json)")
