@@ -1,13 +1,12 @@
 """A split shown to people: the table, the drawn samples and the command around them."""
 
 import json
-import runpy
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from incdet.cli import main as incdet_main
 from incdet.data.catalog import load_dataset
 from incdet.data.manifest import protocol_manifest
 from incdet.data.protocols import ObjectTable
@@ -27,7 +26,10 @@ from incdet.tasks import build_stream
 CLASSES = ("apple", "bean", "carrot pie", "date")
 STREAM = build_stream("1+2+1", CLASSES)
 WIDTH, HEIGHT = 500, 480  # large enough not to be enlarged when drawn
-main = runpy.run_path(str(Path(__file__).parents[3] / "tools" / "inspect_split.py"))["main"]
+
+
+def main(arguments):
+    return incdet_main(["inspect", *arguments])
 
 
 @pytest.fixture
