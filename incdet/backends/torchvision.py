@@ -91,9 +91,10 @@ class TorchvisionDetector(FasterRCNN, Detector):
 
     def expand_classes(self, count: int) -> None:
         predictor = self.roi_heads.box_predictor
-        predictor.cls_score = grow_linear(predictor.cls_score, count, at=self.num_classes + 1, std=0.01)
+        score, box = predictor.cls_score, predictor.bbox_pred
+        predictor.cls_score = grow_linear(score, count, at=score.out_features, std=0.01)
         if not self.class_agnostic:
-            predictor.bbox_pred = grow_linear(predictor.bbox_pred, 4 * count, at=4 * self.num_classes, std=0.001)
+            predictor.bbox_pred = grow_linear(box, 4 * count, at=box.out_features, std=0.001)
 
     def freeze(self, stages: int, norm: bool) -> None:
         """Keep the first ``stages`` backbone stages fixed, and, with ``norm``, every batch norm."""
