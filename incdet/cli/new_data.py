@@ -27,7 +27,7 @@ HELD_OUT = 0.2  # of the folder's images are kept from training, to measure the 
 HELD_OUT_SEED = 0
 MIN_IMAGES = 10  # with new labels; fewer leave next to nothing to measure with
 STAND_IN_SCORE = 0.7  # a detection of the old model from here on stands in for a label
-STAND_IN_IOU = 0.7  # it gives way to a labelled object that it overlaps more than this
+STAND_IN_IOU = 0.5  # it gives way to a labelled object that it overlaps more than this: the same object, misnamed
 _SHOWN_DEFECTS = 20
 
 

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{outcome.summary()}\n{len(outcome.images)} images read; drawn images and boxes: {arguments.out}")
     if unreadable:
         problems = "\n".join(f"  {problem}" for problem in unreadable)
-        print(f"{len(unreadable)} images could not be read and were left out:\n{problems}", file=sys.stderr)
+        print(f"not read and left out: {len(unreadable)}\n{problems}", file=sys.stderr)
     return 1 if unreadable else 0
 
 

@@ -34,26 +34,32 @@ def precision_and_recall(
         iou: overlap from which a pseudo-label counts as right.
 
     Returns:
-        Per class ``precision``, ``recall`` (None where undefined), ``given`` and ``hidden`` (counts).
+        Per class ``precision``, ``recall`` (None where undefined), ``given`` and ``hidden`` (counts; ``hidden`` is None
+        where nobody labelled the class in any image).
     """
     counts = {name: np.zeros(4, dtype=int) for name in classes}  # right, judged, given, hidden
     for record, (boxes, labels) in zip(records, found, strict=True):
         names = np.array([record_classes[label] for label in record.labels])
-        unlabelled = {record_classes[label] for label in record.unlabelled}
+        labelled = _labelled(record, record_classes)
         for label, name in enumerate(classes):
             mine, hidden = boxes[labels == label], record.boxes[(names == name) & ~record.crowd]
-            judged = 0 if name in unlabelled else len(mine)
+            judged = len(mine) if name in labelled else 0
             if len(mine) or len(hidden):
                 counts[name] += (_right(mine, hidden, iou), judged, len(mine), len(hidden))
+    known = {name for record in records for name in _labelled(record, record_classes)}
     return {
         name: {
             "precision": round(right / judged, 4) if judged else None,
             "recall": round(right / hidden, 4) if hidden else None,
             "given": int(given),
-            "hidden": int(hidden),
+            "hidden": int(hidden) if name in known else None,
         }
         for name, (right, judged, given, hidden) in counts.items()
     }
+
+
+def _labelled(record: ImageRecord, classes: Sequence[str]) -> set[str]:
+    return {name for label, name in enumerate(classes) if label not in record.unlabelled}
 
 
 def _right(boxes: np.ndarray, hidden: np.ndarray, iou: float) -> int:

@@ -74,7 +74,7 @@ def test_unreadable_images_are_all_named_and_the_others_done(old_run, photos, tm
     paths = [str(tmp_path / "broken.jpg"), str(photos / "im000.png"), str(tmp_path / "empty.png")]
     assert main(["predict", "--model", str(old_run), "--images", *paths, "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
-    assert "2 images could not be read" in said
+    assert "not read and left out: 2" in said
     assert "broken.jpg" in said
     assert "empty.png" in said
     assert [entry["id"].split("/")[-1] for entry in read(tmp_path / "out")[1]["images"]] == ["im000.png"]

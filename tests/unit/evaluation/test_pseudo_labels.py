@@ -74,3 +74,9 @@ def test_where_nobody_labelled_a_class_its_labels_are_given_but_not_judged():
         (record((LEFT, "cat")), found((LEFT, "cat"))),
     )["cat"]
     assert result == {"precision": 1.0, "recall": 1.0, "given": 3, "hidden": 1}
+
+
+def test_what_hides_from_everybody_is_not_counted_as_nothing():
+    result = measure((record(unlabelled=["cat"]), found((LEFT, "cat"))))
+    assert result["cat"] == {"precision": None, "recall": None, "given": 1, "hidden": None}
+    assert result["dog"]["hidden"] == 0

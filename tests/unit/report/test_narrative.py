@@ -56,3 +56,10 @@ def test_the_baseline_the_ceiling_the_killed_and_the_stamped_are_told_apart(make
 def test_nothing_known_is_nothing_to_keep(make_run):
     run = read_run(make_run("a", matrix=((0.0,), (0.0, 0.5))))
     assert "had no skill to keep" in narrate([run])[1]
+
+
+def test_agreement_is_not_called_skill(make_run):
+    run = read_run(make_run("a", stamps=["old_by_agreement"]))
+    sentences = narrate([run])
+    assert " % of its agreement with the old detector on the old kinds" in sentences[1]
+    assert "agreement with that detector and not accuracy" in sentences[2]
