@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+import torch
+
 
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed from, for instance, ``(cfg.SEED, "step", task, iteration, rank)``.
@@ -13,3 +15,14 @@ def derive_seed(*parts: int | str) -> int:
     """
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def seed_torch(seed: int) -> None:
+    """``torch.manual_seed`` for the devices in use.
+
+    Torch's own also formats a stack trace for every kind of device that is absent, which in a loader takes longer than
+    decoding a small image.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)

@@ -78,7 +78,7 @@ class _TrainSet(Dataset):
         index, seed = key
         image = self.images[index]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # images are augmented on the CPU
             pixels, target = self.transform(read_image(image.record.path), image_target(image))
         return pixels, target, image.record.image_id
 

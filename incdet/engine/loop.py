@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from fvcore.common.config import CfgNode
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from incdet.engine.checkpoint import TaskState
 from incdet.engine.learner import Learner, Sealed, check_losses
 from incdet.engine.logs import MetricsLog, Progress
 from incdet.optim import build_optimizer, learning_rate, set_learning_rate
-from incdet.randomness import derive_seed
+from incdet.randomness import derive_seed, seed_torch
 
 
 @dataclass
@@ -57,7 +56,7 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
 
     with closing(progress):  # an error message begins on a line of its own
         for iteration, batch in zip(range(start, solver.MAX_ITER), loader, strict=True):
-            torch.manual_seed(derive_seed(cfg.SEED, "step", task, iteration, fabric.global_rank))
+            seed_torch(derive_seed(cfg.SEED, "step", task, iteration, fabric.global_rank))
             rate = learning_rate(solver, iteration)
             set_learning_rate(optimizer, rate)
             losses = wrapped(Sealed(batch.to(fabric.device)))

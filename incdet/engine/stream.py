@@ -12,7 +12,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import torch
 from fvcore.common.config import CfgNode
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -34,7 +33,7 @@ from incdet.evaluation.results import read_task_result, run_results, task_result
 from incdet.files import atomic_path, read_json, write_atomic, write_json
 from incdet.methods import build_methods
 from incdet.methods.base import TaskContext
-from incdet.randomness import derive_seed
+from incdet.randomness import derive_seed, seed_torch
 from incdet.replay.memory import memory_size
 from incdet.structures import Detections
 from incdet.tasks import TaskSpec
@@ -153,9 +152,9 @@ class Run:
         return configs
 
     def _student_and_teacher(self, task: TaskSpec, cfg: CfgNode) -> tuple[Detector, Detector | None]:
-        torch.manual_seed(derive_seed(self.cfg.SEED, "model", task.index))
+        seed_torch(derive_seed(self.cfg.SEED, "model", task.index))
         if not task.old or any(method.from_scratch for method in self.methods):
-            torch.manual_seed(derive_seed(self.cfg.SEED, "model", 1))
+            seed_torch(derive_seed(self.cfg.SEED, "model", 1))
             return build_detector(cfg, task.num_seen).to(self.fabric.device), None
         student = build_detector(_without_weights(cfg), task.num_old)
         previous = self.task_folder(self.stream[task.index - 2])

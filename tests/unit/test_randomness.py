@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from incdet.randomness import derive_seed
+from incdet.randomness import derive_seed, seed_torch
 
 
 def test_a_seed_depends_on_every_part_and_on_their_order():
@@ -33,3 +33,11 @@ def test_another_process_derives_the_same_seed():
     code = "from incdet.randomness import derive_seed; print(derive_seed(3, 'step', 1))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == derive_seed(3, "step", 1)
+
+
+def test_seeding_draws_what_torchs_own_seed_draws():
+    for seed in (0, derive_seed("draw", 1)):
+        seed_torch(seed)
+        ours = torch.rand(4)
+        torch.manual_seed(seed)
+        assert torch.equal(ours, torch.rand(4))
