@@ -6,7 +6,7 @@ distillation of features, proposals and regions. Pseudo-labels are made once per
 task's iterations and counted. Weights are random, but the background is given the lead that training gives it: a
 detector that calls everything an object would pay for thousands of detections.
 
-    python benchmarks/step_cost.py [--steps 60] [--threads 2] [--data datasets]
+    python benchmarks/step_cost.py [--steps 60] [--threads 2] [--data datasets] [KEY VALUE ...]
 """
 
 from __future__ import annotations
@@ -145,9 +145,11 @@ def pseudo_label_cost(previous: Detector, view: TaskView, cfg: CfgNode, clock: C
     return 1e3 * (clock() - began) / len(paths) * len(view) / cfg.SOLVER.MAX_ITER
 
 
-def measure(root: Path, steps: int, clock: Clock) -> tuple[dict[str, float], dict[str, float], float]:
+def measure(
+    root: Path, steps: int, clock: Clock, overrides: list[str]
+) -> tuple[dict[str, float], dict[str, float], float]:
     """Medians of the fine-tuning and of the incremental step, and the pseudo-labels' share, in milliseconds."""
-    cfg = read_config(shipped_config(CONFIG), ["DATASETS.ROOT", str(root)])
+    cfg = read_config(shipped_config(CONFIG), ["DATASETS.ROOT", str(root), *overrides])
     problem = Problem.load(cfg)
     task, cfg = problem.stream[1], config_for_task(cfg, 2)
     view = problem.view(task)
@@ -169,6 +171,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("datasets"), help="where shapes is; drawn aside if absent")
     parser.add_argument("--cpu-time", action="store_true", help="processor seconds, for a machine that is busy")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
     arguments = parser.parse_args()
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     torch.set_num_threads(arguments.threads)
@@ -177,7 +180,7 @@ def main() -> None:
         if not (root / "shapes").is_dir():
             root = Path(workshop)
             write_shapes(root / "shapes")
-        finetune, incremental, labels = measure(root, arguments.steps, clock)
+        finetune, incremental, labels = measure(root, arguments.steps, clock, arguments.opts)
     print(f"{'milliseconds per step (medians)':36}{'fine-tune':>12}{'incremental':>13}")
     for label in sorted(incremental, key=lambda name: (name == "step", name)):
         print(f"{label:36}{finetune.get(label, 0.0):12.1f}{incremental[label]:13.1f}")
