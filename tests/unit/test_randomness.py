@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -31,7 +32,7 @@ def test_torch_takes_every_seed():
 def test_another_process_derives_the_same_seed():
     """Python salts ``hash`` per process; a seed must not hang on it."""
     code = "from incdet.randomness import derive_seed; print(derive_seed(3, 'step', 1))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert int(done.stdout) == derive_seed(3, "step", 1)
 
 
