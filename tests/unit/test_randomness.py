@@ -8,6 +8,8 @@ import torch
 
 from incdet.randomness import derive_seed, seed_torch
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_a_seed_depends_on_every_part_and_on_their_order():
     parts = [
