@@ -7,8 +7,8 @@ import resource
 
 import pytest
 
-from incdet.files import atomic_path, read_json, write_atomic, write_json
 from incdet.errors import IncdetError
+from incdet.files import atomic_path, read_json, write_atomic, write_json
 
 
 def test_text_and_bytes_are_written_and_the_folder_is_made(tmp_path):
