@@ -146,10 +146,10 @@ def pseudo_label_cost(previous: Detector, view: TaskView, cfg: CfgNode, clock: C
 
 
 def measure(
-    root: Path, steps: int, clock: Clock, overrides: list[str]
+    config: str, root: Path, steps: int, clock: Clock, overrides: list[str]
 ) -> tuple[dict[str, float], dict[str, float], float]:
     """Medians of the fine-tuning and of the incremental step, and the pseudo-labels' share, in milliseconds."""
-    cfg = read_config(shipped_config(CONFIG), ["DATASETS.ROOT", str(root), *overrides])
+    cfg = read_config(shipped_config(config), ["DATASETS.ROOT", str(root), *overrides])
     problem = Problem.load(cfg)
     task, cfg = problem.stream[1], config_for_task(cfg, 2)
     view = problem.view(task)
@@ -167,6 +167,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=CONFIG, help="below configs/ (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=60, help="of each side (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--data", type=Path, default=Path("datasets"), help="where shapes is; drawn aside if absent")
@@ -180,7 +181,7 @@ def main() -> None:
         if not (root / "shapes").is_dir():
             root = Path(workshop)
             write_shapes(root / "shapes")
-        finetune, incremental, labels = measure(root, arguments.steps, clock, arguments.opts)
+        finetune, incremental, labels = measure(arguments.config, root, arguments.steps, clock, arguments.opts)
     print(f"{'milliseconds per step (medians)':36}{'fine-tune':>12}{'incremental':>13}")
     for label in sorted(incremental, key=lambda name: (name == "step", name)):
         print(f"{label:36}{finetune.get(label, 0.0):12.1f}{incremental[label]:13.1f}")

@@ -48,6 +48,10 @@ class Pass:
         """The student's sampled regions; a teacher's are the **student's** boxes, computed when first asked for."""
         return self._regions()
 
+    def __len__(self) -> int:
+        """How many images the batch has."""
+        return len(self.images.image_sizes)
+
     def regions_on(self, boxes: list[Tensor]) -> RegionOutputs:
         """The second stage on other boxes: per image (r, 4), in the pixels of the resized image."""
         return self.detector.region_pass(self.images, boxes)

@@ -23,6 +23,7 @@ class FasterIlod(Ilod):
         "WEIGHT": 1.0,  # of the region terms (eq. 5; all weights are 1 in the release)
         "WEIGHT_FEATURE": 1.0,  # eq. 3
         "WEIGHT_RPN": 1.0,  # eq. 4
+        "BOXES": "teacher",  # teacher, as below; or student: of its sampled regions (iOD), which costs no second pass
         "REGIONS": 64,  # per image, drawn at random ...
         "CANDIDATES": 128,  # ... among this many of the highest objectness
         "BOX_MARGIN": 0.1,  # anchors whose objectness logit fell by more than this have their box distilled (release)

@@ -8,10 +8,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor
 
+from incdet.errors import ConfigError
 from incdet.losses.distillation import ilod_boxes, ilod_classification, student_old_logits
 from incdet.methods.base import Method, Pass, Step
+from incdet.structures import RegionOutputs
 
 
 class Ilod(Method):
@@ -19,27 +22,31 @@ class Ilod(Method):
 
     DEFAULTS: ClassVar = {
         "WEIGHT": 1.0,  # lambda in eq. 2
+        "BOXES": "teacher",  # teacher, as below; or student: of its sampled regions (iOD), which costs no second pass
         "REGIONS": 64,  # per image, drawn at random ...
         "CANDIDATES": 128,  # ... among this many with the lowest background score
         "PROPOSALS": 256,  # of the old detector that are looked at. Ours
     }
     needs_teacher = True
 
+    def __init__(self, node: CfgNode) -> None:
+        super().__init__(node)
+        if node.BOXES not in ("teacher", "student"):
+            raise ConfigError(f"METHOD.{type(self).__name__}.BOXES: expected teacher or student, got {node.BOXES!r}.")
+
     def losses(self, step: Step) -> dict[str, Tensor]:
         if step.teacher is None:
             return {}
-        boxes = self.choose_boxes(step.teacher)
-        student, teacher = step.student.regions_on(boxes), step.teacher.regions_on(boxes)
         old = step.task.num_old
-        student_deltas = student.deltas if student.deltas.shape[1] == 1 else student.deltas[:, :old]
-        classification = ilod_classification(student_old_logits(student.logits, old), teacher.logits)
+        logits, deltas, teacher = self._regions(step.student, step.teacher)
+        old_deltas = deltas if deltas.shape[1] == 1 else deltas[:, :old]
         return {
-            "loss_distill_cls": self.cfg.WEIGHT * classification,
-            "loss_distill_box": self.cfg.WEIGHT * ilod_boxes(student_deltas, teacher.deltas),
+            "loss_distill_cls": self.cfg.WEIGHT * ilod_classification(student_old_logits(logits, old), teacher.logits),
+            "loss_distill_box": self.cfg.WEIGHT * ilod_boxes(old_deltas, teacher.deltas),
         }
 
     def choose_boxes(self, teacher: Pass) -> list[Tensor]:
-        """The regions to distil on: per image (r, 4)."""
+        """The old detector's proposals to distil on: per image (r, 4)."""
         proposals = [boxes[: self.cfg.PROPOSALS] for boxes in teacher.images.proposals]
         background = teacher.regions_on(proposals).logits.softmax(dim=1)[:, -1]
         chosen = []
@@ -48,7 +55,18 @@ class Ilod(Method):
             chosen.append(draw(candidates, self.cfg.REGIONS))
         return chosen
 
+    def _regions(self, student: Pass, teacher: Pass) -> tuple[Tensor, Tensor, RegionOutputs]:
+        """Student logits (R, K + 1) and deltas (R, K or 1, 4), and the teacher's outputs on the same boxes."""
+        if self.cfg.BOXES == "teacher":
+            boxes = self.choose_boxes(teacher)
+            regions = student.regions_on(boxes)
+            return regions.logits, regions.deltas, teacher.regions_on(boxes)
+        regions = student.regions
+        rows = [draw(torch.where(regions.image_index == i)[0], self.cfg.REGIONS) for i in range(len(student))]
+        picked = torch.cat(rows)
+        return regions.logits[picked], regions.deltas[picked], teacher.regions_on([regions.boxes[r] for r in rows])
 
-def draw(boxes: Tensor, count: int) -> Tensor:
-    """At most ``count`` of the boxes, at random."""
-    return boxes[torch.randperm(len(boxes), device=boxes.device)[:count]]
+
+def draw(rows: Tensor, count: int) -> Tensor:
+    """At most ``count`` of the rows, at random."""
+    return rows[torch.randperm(len(rows), device=rows.device)[:count]]

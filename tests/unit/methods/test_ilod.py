@@ -5,6 +5,7 @@ import torch
 from tiny import FIRST, SECOND, random_batch, tiny_config, tiny_detector
 
 from incdet.engine.learner import Learner, freeze_copy
+from incdet.errors import ConfigError
 from incdet.methods.base import Pass
 from incdet.methods.faster_ilod import FasterIlod
 from incdet.methods.ilod import Ilod, draw
@@ -47,8 +48,9 @@ def distilled(learner: Learner, seed: int = 0) -> dict[str, torch.Tensor]:
     return {name: value for name, value in losses.items() if name.startswith("loss_distill")}
 
 
-def test_a_student_that_has_not_changed_pays_nothing(name, cfg):
-    losses = distilled(learner(cfg, method(name, cfg)))
+@pytest.mark.parametrize("boxes", ["teacher", "student"])
+def test_a_student_that_has_not_changed_pays_nothing(name, cfg, boxes):
+    losses = distilled(learner(cfg, method(name, cfg, BOXES=boxes)))
     assert losses.keys() == DISTILLED[name]
     for value in losses.values():
         assert value.item() == pytest.approx(0, abs=1e-9)
@@ -126,3 +128,21 @@ def test_a_draw_takes_no_box_twice_and_at_most_what_there_is():
     assert len(rows(draw(boxes, 3))) == 3
     assert rows(draw(boxes, 9)) == rows(boxes)
     assert draw(boxes[:0], 3).shape == (0, 4)
+
+
+def test_on_its_own_boxes_the_student_takes_one_pass_and_the_teacher_sees_the_drawn_ones(name, cfg):
+    one = learner(cfg, method(name, cfg, BOXES="student", REGIONS=3))
+    passes = {"student": [], "teacher": []}
+    for side, detector in (("student", one.student), ("teacher", one.teacher)):
+        region_pass = detector.region_pass
+        detector.region_pass = lambda images, boxes=None, side=side, original=region_pass: (
+            passes[side].append(boxes) or original(images, boxes)
+        )
+    distilled(one)
+    assert passes["student"] == [None]
+    assert [[len(image) for image in boxes] for boxes in passes["teacher"]] == [[3, 3]]
+
+
+def test_boxes_of_nobody_are_refused(name, cfg):
+    with pytest.raises(ConfigError, match="BOXES: expected teacher or student, got 'mine'"):
+        method(name, cfg, BOXES="mine")
