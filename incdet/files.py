@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from incdet.errors import IncdetError
 
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\..+)?")  # what atomic_path calls its temporary files
 _FREE_SPACE = "Free some space there or point OUTPUT_DIR at another disk, then run again with --resume."
 _PERMISSION = "Choose a folder you may write to (OUTPUT_DIR), or mend its permissions."
 _FILE_IN_THE_WAY = "A file stands where a folder is needed: choose another OUTPUT_DIR or move that file away."
@@ -74,6 +76,13 @@ def explain_refusal(path: str | Path) -> Iterator[None]:
         raise IncdetError(
             f"Cannot write {path}: {os.strerror(cause)}. Results written earlier are untouched. {_REMEDIES[cause]}"
         ) from error
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files that killed writers left below ``folder``; nobody may be writing there now."""
+    for path in Path(folder).rglob(".*.tmp*"):
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:

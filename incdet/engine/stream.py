@@ -30,7 +30,7 @@ from incdet.engine.protocol import Problem, first_task_key
 from incdet.errors import ConfigError
 from incdet.evaluation.predictions import Predictions, write_predictions
 from incdet.evaluation.results import read_task_result, run_results, task_result, write_result
-from incdet.files import atomic_path, read_json, write_atomic, write_json
+from incdet.files import atomic_path, read_json, remove_leftovers, write_atomic, write_json
 from incdet.methods import build_methods
 from incdet.methods.base import TaskContext
 from incdet.randomness import derive_seed, seed_torch
@@ -243,6 +243,7 @@ class Run:
             self._refuse_other_data()
         self.fabric.barrier()
         if self.fabric.is_global_zero:
+            remove_leftovers(self.folder)
             cfg = self.cfg
             manifest = protocol_manifest(
                 self.problem.train, self.stream, cfg.TASKS.PROTOCOL, cfg.DATASETS.DIFFICULT, cfg.SEED

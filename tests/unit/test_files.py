@@ -4,11 +4,12 @@ import errno
 import json
 import os
 import resource
+import shutil
 
 import pytest
 
 from incdet.errors import IncdetError
-from incdet.files import atomic_path, read_json, write_atomic, write_json
+from incdet.files import atomic_path, read_json, remove_leftovers, write_atomic, write_json
 
 
 def test_text_and_bytes_are_written_and_the_folder_is_made(tmp_path):
@@ -128,3 +129,20 @@ def test_text_is_json_with_a_final_newline(tmp_path):
     text = (tmp_path / "r.json").read_text()
     assert text.endswith("}\n")
     assert json.loads(text) == {"a": 1}
+
+
+def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path):
+    kept = [tmp_path / "a.json", tmp_path / ".hidden", tmp_path / "deep" / ".x.tmp.json", tmp_path / "tmp.01234567.tmp"]
+    left = []
+    (tmp_path / "deep").mkdir()
+    for path in (tmp_path / "state.pt", tmp_path / "deep" / "LICENSE"):
+        with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+            temporary.write_text("half")
+            left.append(temporary.name)
+            shutil.copy(temporary, path.with_name("copy"))
+            raise KeyboardInterrupt
+        path.with_name("copy").rename(path.with_name(left[-1]))  # as SIGKILL would have left it
+    for path in kept:
+        path.touch()
+    remove_leftovers(tmp_path)
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
