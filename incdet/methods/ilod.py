@@ -32,7 +32,8 @@ class Ilod(Method):
     def __init__(self, node: CfgNode) -> None:
         super().__init__(node)
         if node.BOXES not in ("teacher", "student"):
-            raise ConfigError(f"METHOD.{type(self).__name__}.BOXES: expected teacher or student, got {node.BOXES!r}.")
+            name = type(self).__module__.rpartition(".")[2].upper()
+            raise ConfigError(f"METHOD.{name}.BOXES: expected teacher or student, got {node.BOXES!r}.")
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         if step.teacher is None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
+from fvcore.common.config import CfgNode
 
 from incdet.data.views import TaskView
 from incdet.errors import ConfigError
@@ -28,6 +29,11 @@ class Replay(Method):
         "SELECTION": "random",  # random, class_balanced or herding
         "SHARE": 0.25,  # of each batch that is drawn from the memory. Ours
     }
+
+    def __init__(self, node: CfgNode) -> None:
+        super().__init__(node)
+        if node.SELECTION not in RULES:  # now, not after the first task has been learned
+            raise ConfigError(f"METHOD.REPLAY.SELECTION: expected one of {', '.join(RULES)}, got {node.SELECTION!r}.")
 
     def training_data(self, view: TaskView, context: TaskContext) -> TaskView:
         stored = tuple(stored_images(self._load(context)))
@@ -50,8 +56,6 @@ class Replay(Method):
     def _choose(self, context: TaskContext, limit: int) -> list[Exemplar]:
         """The images kept for the classes that the task has just taught."""
         rule = self.cfg.SELECTION
-        if rule not in RULES:
-            raise ConfigError(f"METHOD.REPLAY.SELECTION: expected one of {', '.join(RULES)}, got {rule!r}.")
         images = context.view.images
         features = context.features(context.student, images, "herding") if rule == "herding" else []
         chosen = []

@@ -144,5 +144,5 @@ def test_on_its_own_boxes_the_student_takes_one_pass_and_the_teacher_sees_the_dr
 
 
 def test_boxes_of_nobody_are_refused(name, cfg):
-    with pytest.raises(ConfigError, match="BOXES: expected teacher or student, got 'mine'"):
+    with pytest.raises(ConfigError, match=r"METHOD\.(FASTER_)?ILOD\.BOXES: expected teacher or student, got 'mine'"):
         method(name, cfg, BOXES="mine")

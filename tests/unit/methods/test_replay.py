@@ -174,4 +174,4 @@ def test_herding_asks_the_student_for_features_of_the_task_and_keeps_the_most_ty
 
 def test_an_unknown_rule_names_the_key(world):
     with pytest.raises(ConfigError, match=r"METHOD\.REPLAY\.SELECTION: expected one of random.*'best'"):
-        method(world, SELECTION="best").end_task(world.context(FIRST))
+        method(world, SELECTION="best")
