@@ -89,7 +89,7 @@ class Side:
         self.learner = Learner(student, self.teacher, chosen, view.task)
         self.optimizer = build_optimizer(cfg.SOLVER, student)
         set_learning_rate(self.optimizer, 1e-9)  # random weights are to stay finite
-        self.clip = cfg.SOLVER.CLIP_GRADIENTS
+        self.clip = cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE if cfg.SOLVER.CLIP_GRADIENTS.ENABLED else 0.0
         self.batches: Iterator[Batch] = iter(train_loader(view, cfg, range(steps)))
         self.watch = Stopwatch(clock)
         self.steps: dict[str, list[float]] = defaultdict(list)

@@ -25,7 +25,7 @@ def build_optimizer(solver: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """
     groups = list(_parameter_groups(solver, model))
     if solver.OPTIMIZER == "SGD":
-        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
+        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     if solver.OPTIMIZER == "AdamW":
         return torch.optim.AdamW(groups, lr=solver.BASE_LR)
     raise ConfigError(f"SOLVER.OPTIMIZER: expected SGD or AdamW, got {solver.OPTIMIZER!r}.")
@@ -34,10 +34,13 @@ def build_optimizer(solver: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 def _parameter_groups(solver: CfgNode, model: nn.Module) -> Iterator[dict]:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for path, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
+        for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 decay = solver.WEIGHT_DECAY_NORM if isinstance(module, NORMS) else solver.WEIGHT_DECAY
                 factor = solver.BACKBONE_MULTIPLIER if path.split(".")[0] == "backbone" else 1.0
+                if name == "bias" and not isinstance(module, NORMS):
+                    decay = decay if solver.WEIGHT_DECAY_BIAS is None else solver.WEIGHT_DECAY_BIAS
+                    factor *= solver.BIAS_LR_FACTOR
                 groups.setdefault((decay, factor), []).append(parameter)
     for (decay, factor), parameters in groups.items():
         yield {"params": parameters, "weight_decay": decay, "lr_factor": factor}

@@ -54,6 +54,12 @@ class Target:
         """The target with the objects that ``keep`` (mask or indices) picks."""
         return Target(*(getattr(self, f.name)[keep] for f in fields(self)))
 
+    def with_ignored(self, boxes: Tensor) -> Target:
+        """The target with boxes (m, 4) that no stage uses, after its own."""
+        unused = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+        more = Target(boxes, unused.long(), torch.ones_like(unused, dtype=torch.float32), unused, unused.clone())
+        return Target(*(torch.cat([getattr(self, f.name), getattr(more, f.name)]) for f in fields(self)))
+
     def to(self, device: torch.device | str) -> Target:
         return Target(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 

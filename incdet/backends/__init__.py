@@ -12,7 +12,7 @@ from incdet.backends.base import Detector
 from incdet.backends.weights import load_into, load_weights, read_model
 from incdet.errors import CheckpointError, ConfigError
 
-BACKENDS = ("torchvision",)
+BACKENDS = ("torchvision", "detectron2")
 
 
 def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
@@ -24,13 +24,28 @@ def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
     """
     if cfg.BACKEND not in BACKENDS:
         raise ConfigError(f"BACKEND: expected one of {', '.join(BACKENDS)}, got {cfg.BACKEND!r}.")
+    if cfg.BACKEND == "detectron2":
+        from incdet.backends.detectron2 import build_detectron2
+
+        return build_detectron2(cfg, num_classes)
+    _refuse_strays(cfg)
     from incdet.backends.torchvision import build_torchvision
 
     detector = build_torchvision(cfg, num_classes)
     if cfg.MODEL.WEIGHTS:
-        report = load_into(detector, load_weights(cfg.MODEL.WEIGHTS), source=cfg.MODEL.WEIGHTS)
+        pixels = cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_STD
+        report = load_into(detector, load_weights(cfg.MODEL.WEIGHTS, pixels), source=cfg.MODEL.WEIGHTS)
         print(f"{cfg.MODEL.WEIGHTS}: {report}")
     return detector
+
+
+def _refuse_strays(cfg: CfgNode) -> None:
+    strays = [f"  {key} ({cfg.origin(key)})" for key in cfg.strays()]
+    if strays:
+        raise ConfigError(
+            "BACKEND torchvision cannot honour these keys, which only Detectron2 knows; leave them out or set BACKEND "
+            "detectron2:\n" + "\n".join(strays)
+        )
 
 
 def load_detector(path: Path, defaults: CfgNode) -> tuple[Detector, tuple[str, ...], CfgNode]:

@@ -27,6 +27,7 @@ MOBILENET_STAGES = (
     ("7", "8", "9", "10", "11", "12", "13"),
     ("14", "15", "16", "17", "18"),
 )
+NETWORKS = ("resnet18", "resnet50", "mobilenet_v2")
 LEVELS = ("stem", "res2", "res3", "res4", "res5")
 
 Norm = Callable[[int], nn.Module]
@@ -124,16 +125,16 @@ def build_network(cfg: CfgNode) -> nn.Module:
     """
     node = cfg.MODEL.BACKBONE
     norm = build_norm(node.NORM)
+    if node.NAME not in NETWORKS:
+        raise ConfigError(f"MODEL.BACKBONE.NAME: expected one of {', '.join(NETWORKS)}, got {node.NAME!r}.")
     if node.NAME == "resnet18":
         network: nn.Module = NarrowResNet(BasicBlock, [2, 2, 2, 2], norm, node.WIDTH)
     elif node.NAME == "resnet50":
         network = NarrowResNet(Bottleneck, [3, 4, 6, 3], norm, node.WIDTH)
-    elif node.NAME == "mobilenet_v2":
+    else:
         if node.WIDTH != 64:
             raise ConfigError(f"MODEL.BACKBONE.WIDTH is for ResNets; mobilenet_v2 takes only 64, got {node.WIDTH}.")
         network = MobileNetV2(norm_layer=norm)
-    else:
-        raise ConfigError(f"MODEL.BACKBONE.NAME: expected one of resnet18, resnet50, mobilenet_v2, got {node.NAME!r}.")
     if node.NORM == "none":
         _give_biases(network)
     return network

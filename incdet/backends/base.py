@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from incdet.backends.backbone import Body
 from incdet.structures import Batch, Detections, ImageOutputs, RegionOutputs
 
 # What the predictor makes of region features: (R, D) -> logits (R, K + 1), deltas (R, K or 1, 4).
@@ -33,6 +34,7 @@ class Detector(nn.Module, ABC):
     """A two-stage detector whose stages can be called one by one and whose head grows."""
 
     backbone: Any
+    freeze_norm = False  # batch norms keep their statistics and their affine parameters
     region_transform: RegionTransform | None = None  # features -> aligned features
     read_out: RegionTransform | None = None  # features -> logits (R, K + 1), at prediction only
 
@@ -84,9 +86,35 @@ class Detector(nn.Module, ABC):
     def expand_classes(self, count: int) -> None:
         """Add ``count`` classes to the head; the old logits and the background keep their bits."""
 
-    @abstractmethod
+    def freeze(self, stages: int, norm: bool) -> None:
+        """Keep the first ``stages`` stages of a shared backbone fixed, and, with ``norm``, every batch norm."""
+        if body := self._body():
+            body.freeze(stages)
+        self.freeze_norm = norm
+        if norm:
+            for module in self._norms():
+                module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Detector:
+        super().train(mode)
+        for module in self._norms():
+            frozen = self.freeze_norm or not any(p.requires_grad for p in module.parameters())
+            module.train(mode and not frozen)
+        return self
+
+    def _norms(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def _body(self) -> Body | None:
+        """The stages of a shared backbone (``backends.backbone``); None where the backbone is the library's own."""
+        return getattr(self.backbone, "body", None)
+
     def frozen_state(self) -> dict[str, Tensor]:
         """The parameters and buffers of the stages that ``frozen_features`` come from; empty when none is frozen."""
+        body = self._body()
+        modules = {} if body is None else body.frozen_modules()
+        return {f"{name}.{key}": value for name, m in modules.items() for key, value in m.state_dict().items()}
 
     def shares_frozen_stages_with(self, other: Detector) -> bool:
         """Whether the frozen stages of both compute the same, so that one's output serves the other."""

@@ -19,19 +19,14 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import AnchorGenerator, concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.boxes import box_area
 
 from incdet.backends.backbone import C4Backbone, FpnBackbone, build_body
 from incdet.backends.base import Detector
+from incdet.backends.matching import lies_on, rows_of
 from incdet.errors import ConfigError
 from incdet.heads import grow_linear
-from incdet.losses.detection import region_losses, rpn_losses
+from incdet.losses.detection import region_losses, rpn_losses, smooth_l1
 from incdet.structures import IGNORED, Batch, Detections, ImageOutputs, RegionOutputs, Target
-
-# A region that lies at least this much on an ignored box is neither positive nor negative. Ours; COCO's crowd rule
-# uses the same measure (share of the region's own area) with the evaluation's IoU threshold.
-IGNORE_OVERLAP = 0.5
-SMOOTH_L1_BETA = 1 / 9  # torchvision's, for both stages
 
 
 class Res5Head(nn.Sequential):
@@ -67,6 +62,8 @@ class TorchvisionDetector(FasterRCNN, Detector):
         backbone: nn.Module,
         class_agnostic: bool = False,
         test_sizes: tuple[int, int] | None = None,
+        input_format: str = "RGB",
+        smooth_l1_betas: tuple[float, float] = (1 / 9, 1 / 9),
         **kwargs: Any,
     ) -> None:
         """Takes torchvision's own arguments by keyword.
@@ -75,11 +72,14 @@ class TorchvisionDetector(FasterRCNN, Detector):
             backbone: as for ``FasterRCNN``, with a ``body`` (``backends.backbone``).
             class_agnostic: one box per region for all classes.
             test_sizes: short and longest side at prediction; None = torchvision's rule, the last of ``min_size``.
+            input_format: RGB, or BGR: the order of the channels that the backbone sees.
+            smooth_l1_betas: of the RPN and of the box head.
             **kwargs: ``FasterRCNN``'s.
         """
         super().__init__(backbone, **kwargs)
         self.class_agnostic = class_agnostic
-        self.freeze_norm = False
+        self.input_format = input_format
+        self.box_losses = tuple(smooth_l1(beta) for beta in smooth_l1_betas)
         train_sizes = tuple(self.transform.min_size), self.transform.max_size
         self.sizes = {True: train_sizes, False: ((test_sizes[0],), test_sizes[1]) if test_sizes else train_sizes}
 
@@ -96,29 +96,10 @@ class TorchvisionDetector(FasterRCNN, Detector):
         if not self.class_agnostic:
             predictor.bbox_pred = grow_linear(box, 4 * count, at=box.out_features, std=0.001)
 
-    def freeze(self, stages: int, norm: bool) -> None:
-        """Keep the first ``stages`` backbone stages fixed, and, with ``norm``, every batch norm."""
-        self.backbone.body.freeze(stages)
-        self.freeze_norm = norm
-        if norm:
-            for module in self._norms():
-                module.requires_grad_(False)
-        self.train(self.training)
-
     def train(self, mode: bool = True) -> TorchvisionDetector:
         super().train(mode)
         self.transform.min_size, self.transform.max_size = self.sizes[mode]
-        for module in self._norms():
-            frozen = self.freeze_norm or not any(p.requires_grad for p in module.parameters())
-            module.train(mode and not frozen)
         return self
-
-    def _norms(self) -> list[nn.Module]:
-        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
-
-    def frozen_state(self) -> dict[str, Tensor]:
-        modules = self.backbone.body.frozen_modules()
-        return {f"{name}.{key}": value for name, m in modules.items() for key, value in m.state_dict().items()}
 
     # ------------------------------------------------------------------ first stage
 
@@ -162,7 +143,7 @@ class TorchvisionDetector(FasterRCNN, Detector):
     def _prepare(self, batch: Batch) -> tuple[ImageList, list[Target] | None]:
         """Resize, normalise and pad; targets follow."""
         plain = None if batch.targets is None else [{"boxes": target.boxes} for target in batch.targets]
-        images, resized = self.transform(batch.images, plain)
+        images, resized = self._resize(batch.images, plain)
         if batch.targets is None:
             return images, None
         return images, [
@@ -170,11 +151,15 @@ class TorchvisionDetector(FasterRCNN, Detector):
             for old, new in zip(batch.targets, resized, strict=True)
         ]
 
+    def _resize(self, images: list[Tensor], targets: Any) -> Any:
+        """Torchvision's transform, on the channels as the backbone expects them."""
+        return self.transform(images if self.input_format == "RGB" else [image.flip(0) for image in images], targets)
+
     def _sample_anchors(self, anchors: list[Tensor], targets: list[Target]) -> tuple[Tensor, Tensor]:
         used = [target.select(target.use_rpn) for target in targets]
         labels, matched = self.rpn.assign_targets_to_anchors(anchors, [{"boxes": t.boxes} for t in used])
         for image_labels, image_anchors, target in zip(labels, anchors, targets, strict=True):
-            image_labels[(image_labels == 0) & _lies_on(image_anchors, target.boxes[~target.use_rpn])] = IGNORED
+            image_labels[(image_labels == 0) & lies_on(image_anchors, target.boxes[~target.use_rpn])] = IGNORED
         positive, negative = self.rpn.fg_bg_sampler(labels)
         sampled = torch.stack(positive).bool() | torch.stack(negative).bool()
         deltas = self.rpn.box_coder.encode(matched, anchors)
@@ -212,13 +197,13 @@ class TorchvisionDetector(FasterRCNN, Detector):
         proposals = heads.add_gt_proposals(proposals, boxes)
         matched, labels = heads.assign_targets_to_proposals(proposals, boxes, [t.labels + 1 for t in used])
         for image_labels, image_proposals, target in zip(labels, proposals, targets, strict=True):
-            image_labels[(image_labels == 0) & _lies_on(image_proposals, target.boxes[~target.use_roi])] = IGNORED
+            image_labels[(image_labels == 0) & lies_on(image_proposals, target.boxes[~target.use_roi])] = IGNORED
         picks = heads.subsample(labels)
         picked = [p[i] for p, i in zip(proposals, picks, strict=True)]
         native = torch.cat([label[i] for label, i in zip(labels, picks, strict=True)])
         rows = [m[i] for m, i in zip(matched, picks, strict=True)]
-        matched_boxes = [_rows_of(b, r) for b, r in zip(boxes, rows, strict=True)]
-        weights = torch.cat([_rows_of(t.weights, r, empty=1.0) for t, r in zip(used, rows, strict=True)])
+        matched_boxes = [rows_of(b, r) for b, r in zip(boxes, rows, strict=True)]
+        weights = torch.cat([rows_of(t.weights, r, empty=1.0) for t, r in zip(used, rows, strict=True)])
         return picked, {
             "labels": torch.where(native == 0, self.num_classes, native - 1),
             "delta_targets": torch.cat(heads.box_coder.encode(matched_boxes, picked)),
@@ -228,11 +213,11 @@ class TorchvisionDetector(FasterRCNN, Detector):
     # ------------------------------------------------------------------ losses and prediction
 
     def losses(self, images: ImageOutputs, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
-        losses = rpn_losses(images, beta=SMOOTH_L1_BETA, skip=skip)
-        return losses | region_losses(regions, beta=SMOOTH_L1_BETA, skip=skip)
+        rpn, roi = self.box_losses
+        return rpn_losses(images, rpn, skip) | region_losses(regions, roi, skip)
 
     def region_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
-        prepared, resized = self.transform(images, [{"boxes": b} for b in boxes])
+        prepared, resized = self._resize(images, [{"boxes": b} for b in boxes])
         features = self.backbone(prepared.tensors)
         pooled = self.roi_heads.box_roi_pool(features, [r["boxes"] for r in resized], prepared.image_sizes)
         return list(self.roi_heads.box_head(pooled).split([len(b) for b in boxes]))
@@ -266,23 +251,6 @@ def _background_first(logits: Tensor) -> Tensor:
     return torch.cat([logits[:, -1:], logits[:, :-1]], dim=1)
 
 
-def _lies_on(regions: Tensor, ignored: Tensor) -> Tensor:
-    """Which regions have at least ``IGNORE_OVERLAP`` of their own area on one of the ignored boxes."""
-    if len(ignored) == 0:
-        return torch.zeros(len(regions), dtype=torch.bool, device=regions.device)
-    left_top = torch.max(regions[:, None, :2], ignored[None, :, :2])
-    right_bottom = torch.min(regions[:, None, 2:], ignored[None, :, 2:])
-    shared = (right_bottom - left_top).clamp(min=0).prod(dim=2)
-    return (shared / box_area(regions)[:, None].clamp(min=1e-6)).amax(dim=1) >= IGNORE_OVERLAP
-
-
-def _rows_of(values: Tensor, rows: Tensor, empty: float = 0.0) -> Tensor:
-    """``values[rows]``; where an image has no object, the constant that the unused rows take."""
-    if len(values) == 0:
-        return values.new_full((len(rows), *values.shape[1:]), empty)
-    return values[rows]
-
-
 def build_torchvision(cfg: CfgNode, num_classes: int) -> TorchvisionDetector:
     """The detector that ``cfg.MODEL`` describes, with random weights.
 
@@ -296,6 +264,8 @@ def build_torchvision(cfg: CfgNode, num_classes: int) -> TorchvisionDetector:
         backbone, parts = _c4_parts(cfg, num_classes)
     else:
         raise ConfigError(f"MODEL.NECK: expected fpn or c4, got {model.NECK!r}.")
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise ConfigError(f"INPUT.FORMAT: expected RGB or BGR, got {cfg.INPUT.FORMAT!r}.")
     low, high = model.RPN.IOU_THRESHOLDS
     (positive,) = model.ROI_HEADS.IOU_THRESHOLDS
     detector = TorchvisionDetector(
@@ -304,8 +274,10 @@ def build_torchvision(cfg: CfgNode, num_classes: int) -> TorchvisionDetector:
         min_size=tuple(cfg.INPUT.MIN_SIZE_TRAIN),
         test_sizes=(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
         max_size=cfg.INPUT.MAX_SIZE_TRAIN,
-        image_mean=list(model.PIXEL_MEAN),
-        image_std=list(model.PIXEL_STD),
+        input_format=cfg.INPUT.FORMAT,
+        smooth_l1_betas=(model.RPN.SMOOTH_L1_BETA, model.ROI_BOX_HEAD.SMOOTH_L1_BETA),
+        image_mean=[value / 255 for value in model.PIXEL_MEAN],
+        image_std=[value / 255 for value in model.PIXEL_STD],
         rpn_pre_nms_top_n_train=model.RPN.PRE_NMS_TOPK_TRAIN,
         rpn_pre_nms_top_n_test=model.RPN.PRE_NMS_TOPK_TEST,
         rpn_post_nms_top_n_train=model.RPN.POST_NMS_TOPK_TRAIN,
@@ -335,7 +307,14 @@ def _anchors(cfg: CfgNode, levels: int) -> AnchorGenerator:
             f"MODEL.ANCHOR_GENERATOR.SIZES: expected {levels} tuple(s) of sizes, one per feature level of the model, "
             f"got {len(sizes)}: {sizes}."
         )
-    return AnchorGenerator(tuple(tuple(s) for s in sizes), (tuple(cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS),) * levels)
+    ratios = cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS
+    if len(ratios) not in (1, levels):
+        raise ConfigError(
+            f"MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS: expected 1 or {levels} tuple(s) of ratios, got {len(ratios)}: "
+            f"{ratios}."
+        )
+    ratios = tuple(ratios) * (levels if len(ratios) == 1 else 1)
+    return AnchorGenerator(tuple(tuple(s) for s in sizes), tuple(tuple(r) for r in ratios))
 
 
 def _predictor(cfg: CfgNode, width: int, num_classes: int) -> nn.Module:

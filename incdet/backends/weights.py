@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -33,8 +33,17 @@ State = dict[str, Tensor]
 # stage is the box head of a C4 detector; an FPN detector has it in its body, which comes first.
 DETECTOR_PREFIXES = (("", "backbone.body."), ("features.", "backbone.body."), ("layer4.", "roi_heads.box_head."))
 
-# RGB, of ImageNet on a 0..255 scale: a file in Caffe2's layout expects BGR with the mean taken off and no scaling.
-_PIXEL_STD_255 = (58.395, 57.12, 57.375)
+# What a network sees: the order of its channels, and the deviation they are divided by, of pixels from 0 to 255.
+Pixels = tuple[str, Sequence[float]]
+IMAGENET_PIXELS: Pixels = ("RGB", (58.395, 57.12, 57.375))
+
+
+class Stored(NamedTuple):
+    """The tensors of a file, under the file's own names."""
+
+    tensors: State
+    caffe2: bool  # in Caffe2's layout, as detectron2's ``MSRA/R-50.pkl``
+    by_suffix: bool  # the file asks for its names to be matched by their endings (``matching_heuristics``)
 
 
 @dataclass(frozen=True)
@@ -59,12 +68,26 @@ class MatchReport:
         return "\n".join(lines)
 
 
-def load_weights(source: str | Path) -> State:
+def load_weights(source: str | Path, pixels: Pixels = IMAGENET_PIXELS) -> State:
     """The tensors of a file or of a torchvision enum, on the CPU, under torchvision's names where they have one.
 
-    Files in Caffe2's layout (detectron2's ``MSRA/R-50.pkl``) expect BGR pixels from 0 to 255; their first convolution
-    is rewritten for RGB pixels normalised with ImageNet's mean and deviation, which gives the same outputs. Other
-    files are taken to be trained on the latter.
+    Files in Caffe2's layout expect BGR pixels that are not divided; their first convolution is rewritten for what the
+    model sees, which gives the same outputs. Other files are taken to be trained on what the model sees.
+
+    Args:
+        source: see ``read_weights``.
+        pixels: what the model sees.
+
+    Raises:
+        CheckpointError: as ``read_weights``.
+    """
+    stored = read_weights(source)
+    tensors = _from_caffe2(stored.tensors, pixels) if stored.caffe2 else stored.tensors
+    return {torchvision_name(name): tensor for name, tensor in tensors.items()}
+
+
+def read_weights(source: str | Path) -> Stored:
+    """The tensors of a file or of a torchvision enum, on the CPU, under their own names.
 
     Args:
         source: ``torchvision://ResNet18_Weights.IMAGENET1K_V1``, or a path ending in ``.safetensors``, ``.pth``,
@@ -74,7 +97,7 @@ def load_weights(source: str | Path) -> State:
         CheckpointError: unknown source, or a file that is missing, damaged, unsafe or without tensors.
     """
     if str(source).startswith(TORCHVISION):
-        return _torchvision_weights(str(source).removeprefix(TORCHVISION))
+        return Stored(_torchvision_weights(str(source).removeprefix(TORCHVISION)), caffe2=False, by_suffix=False)
     path = Path(source).expanduser()
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -84,7 +107,9 @@ def load_weights(source: str | Path) -> State:
         )
     with _reading(path):
         content = reader(path)
-    return {torchvision_name(name): tensor for name, tensor in _tensors(content, path).items()}
+    caffe2 = path.suffix.lower() == ".pkl" and isinstance(content, Mapping) and "model" not in content
+    by_suffix = isinstance(content, Mapping) and bool(content.get("matching_heuristics"))
+    return Stored(_tensors(content, path), caffe2, by_suffix)
 
 
 def load_into(
@@ -162,16 +187,16 @@ def torchvision_name(name: str) -> str:
     return rest if stage == "stem" else f"layer{int(stage[3:]) - 1}.{rest}"
 
 
-def _from_caffe2(blobs: Mapping[str, Any]) -> dict[str, Any]:
+def _from_caffe2(blobs: State, pixels: Pixels) -> State:
     """Caffe2's blob names (``res2_0_branch2a_bn_s``) as torchvision's; optimiser state is left out."""
     branches = {"branch1": "downsample", "branch2a": "1", "branch2b": "2", "branch2c": "3"}
     endings = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
-    result: dict[str, Any] = {}
+    result: State = {}
     for name, value in blobs.items():
-        stem = re.fullmatch(r"(?:res_)?conv1_(bn_)?(w|s|b|rm|riv)", name)
+        first = re.fullmatch(r"(?:res_)?conv1_(bn_)?(w|s|b|rm|riv)", name)
         block = re.fullmatch(r"res([2-5])_(\d+)_(branch1|branch2[abc])_(bn_)?(w|s|b|rm|riv)", name)
-        if stem:
-            norm, ending = stem.groups()
+        if first:
+            norm, ending = first.groups()
             result[f"{'bn1' if norm else 'conv1'}.{endings.get(ending, 'weight')}"] = value
         elif block:
             stage, index, branch, norm, ending = block.groups()
@@ -180,10 +205,11 @@ def _from_caffe2(blobs: Mapping[str, Any]) -> dict[str, Any]:
             result[f"layer{int(stage) - 1}.{index}.{layer}.{endings.get(ending, 'weight')}"] = value
         elif not name.endswith("_momentum"):
             result[name] = value
-    stem_weight = result.get("conv1.weight")
-    if isinstance(stem_weight, np.ndarray) and stem_weight.shape[1:2] == (3,):
-        scale = np.array(_PIXEL_STD_255, dtype=stem_weight.dtype).reshape(1, 3, 1, 1)
-        result["conv1.weight"] = stem_weight[:, ::-1] * scale
+    stem = result.get("conv1.weight")
+    if stem is not None and stem.shape[1:2] == (3,):
+        order, deviation = pixels
+        stem = stem if order == "BGR" else stem.flip(1)
+        result["conv1.weight"] = stem * torch.tensor(deviation, dtype=stem.dtype).view(1, 3, 1, 1)
     return result
 
 
@@ -297,10 +323,7 @@ def _read_pth(path: Path) -> Any:
 
 def _read_pkl(path: Path) -> Any:
     with path.open("rb") as file:
-        content = _ArrayUnpickler(file, encoding="latin1").load()
-    if isinstance(content, Mapping) and "model" not in content:
-        return _from_caffe2(content.get("blobs", content))
-    return content
+        return _ArrayUnpickler(file, encoding="latin1").load()
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
@@ -353,7 +376,7 @@ _HARMLESS: dict[tuple[str, str], Any] = {
 
 def _tensors(content: Any, path: Path) -> State:
     """The tensors of what a reader returned, unwrapped from a training checkpoint if they lie in one."""
-    for wrapper in ("model", "state_dict"):
+    for wrapper in ("model", "state_dict", "blobs"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping):

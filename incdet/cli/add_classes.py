@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     fabric.launch()
     save_set(train, new.train)
     write_once(out / "task_1" / MODEL_FILE, file.read_bytes())
-    cfg.merge_from_list(["DATASETS.TRAIN", set_name(train, new.train), *_task_keys(new)])
+    cfg.merge_from_list(["DATASETS.TRAIN", (set_name(train, new.train),), *_task_keys(new)])
     cfg.merge_from_list(_test_keys(arguments, new, detector, cfg, fabric))
 
     stream_run = Run(cfg, fabric, resume=arguments.resume)
@@ -148,10 +148,10 @@ def _test_keys(
         sets[folder / "old_test.json"] = load_old_test(data_name(arguments.old_test), cfg.DATASETS.ROOT, new)
         for file, data in sets.items():
             save_set(file, data)
-        return ["DATASETS.TEST", ",".join(set_name(*item) for item in sets.items()), "STAMPS", []]
+        return ["DATASETS.TEST", tuple(set_name(*item) for item in sets.items()), "STAMPS", []]
     file = folder / "test_by_agreement.json"
     if not file.exists():  # on a GPU, detections need not repeat to the bit
         paths = [image.path for image in new.test.images]
         found = inference.detect(detector.to(fabric.device), paths, cfg, fabric, "stand-ins for old labels")
         save_set(file, with_stand_ins(new.test, found))
-    return ["DATASETS.TEST", set_name(file, new.test), "STAMPS", [STAMP]]
+    return ["DATASETS.TEST", (set_name(file, new.test),), "STAMPS", [STAMP]]

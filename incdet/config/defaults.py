@@ -6,7 +6,12 @@ detectron2's or torchvision's. Each method adds a node ``METHOD.<NAME>`` from it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from incdet.config.node import CfgNode as CN
+from incdet.config.node import Library
 
 
 def get_cfg() -> CN:
@@ -36,7 +41,38 @@ def get_cfg() -> CN:
     cfg.FIRST_TASK_CACHE = "output/first_tasks"
     # Overrides that hold from the second task on: the same keys as above, e.g. NEXT_TASKS.SOLVER.BASE_LR.
     cfg.NEXT_TASKS = CN(new_allowed=True)
+    cfg.know(_detectron2())
     return cfg
+
+
+def add_incdet_config(cfg: Any) -> None:
+    """Add incdet's keys to Detectron2's configuration, as Detectron2's own projects add theirs.
+
+    Its values stay as they are. From then on YAML is read safely, `_BASE_` may name a file of the model zoo
+    (``detectron2://PascalVOC-Detection/faster_rcnn_R_50_C4.yaml``), and an error says where a key was set.
+
+    Args:
+        cfg: Detectron2's ``get_cfg()``, changed in place.
+    """
+    from incdet.backends.detectron2.config import adopt  # here, because only its users have the library
+
+    adopt(cfg, get_cfg(), _detectron2())
+
+
+def _detectron2() -> Library:
+    return Library("detectron2", "BACKEND", _detectron2_defaults, _detectron2_file)
+
+
+def _detectron2_defaults() -> Mapping[str, Any]:
+    from incdet.backends.detectron2.config import defaults
+
+    return defaults()
+
+
+def _detectron2_file(name: str) -> Path:
+    from incdet.backends.detectron2.config import zoo_file
+
+    return zoo_file(name)
 
 
 def _tasks() -> CN:
@@ -51,8 +87,10 @@ def _tasks() -> CN:
 def _datasets() -> CN:
     node = CN()
     node.ROOT = "datasets"
-    node.TRAIN = "shapes_train"  # a known name, voc:<folder>:<split> or coco:<annotations>:<images>
-    node.TEST = "shapes_test"
+    node.TRAIN = (
+        "shapes_train",
+    )  # known names, voc:<folder>:<split> or coco:<annotations>:<images>; several are joined
+    node.TEST = ("shapes_test",)
     node.CLASSES = ()  # empty = those the data itself lists
     node.DIFFICULT = "keep"  # in training: keep, drop, ignore
     # Above 0, this share of TRAIN is held out and takes the place of TEST: for choosing a recipe. Ours.
@@ -66,6 +104,7 @@ def _input() -> CN:
     node.MAX_SIZE_TRAIN = 1333
     node.MIN_SIZE_TEST = 800
     node.MAX_SIZE_TEST = 1333
+    node.FORMAT = "RGB"  # RGB or BGR: the order of MODEL.PIXEL_MEAN and PIXEL_STD, and what the weights expect
     node.RANDOM_FLIP = "horizontal"  # horizontal, none
     node.COLOR_JITTER = 0.0  # strength of brightness, contrast and saturation jitter. Ours
     node.ZOOM_OUT = 1.0  # above 1, half the images are pasted on a grey canvas up to this many times larger. Ours
@@ -76,8 +115,8 @@ def _model() -> CN:
     node = CN()
     node.WEIGHTS = ""  # "" = from scratch; a .safetensors, .pth, .pkl or .npz file, or torchvision://<enum>
     node.NECK = "fpn"  # fpn or c4
-    node.PIXEL_MEAN = (0.485, 0.456, 0.406)
-    node.PIXEL_STD = (0.229, 0.224, 0.225)
+    node.PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, of pixels from 0 to 255
+    node.PIXEL_STD = (58.395, 57.12, 57.375)
     node.BACKBONE = CN()
     node.BACKBONE.NAME = "resnet50"  # resnet18, resnet50, mobilenet_v2
     node.BACKBONE.NORM = "FrozenBN"  # FrozenBN, BN, none (folded into convolutions that have a bias)
@@ -89,7 +128,7 @@ def _model() -> CN:
     node.FPN.OUT_CHANNELS = 256
     node.ANCHOR_GENERATOR = CN()
     node.ANCHOR_GENERATOR.SIZES = ((32,), (64,), (128,), (256,), (512,))  # pixels, per level
-    node.ANCHOR_GENERATOR.ASPECT_RATIOS = (0.5, 1.0, 2.0)
+    node.ANCHOR_GENERATOR.ASPECT_RATIOS = ((0.5, 1.0, 2.0),)  # one for all levels, or one per level
     node.RPN = CN()
     node.RPN.PRE_NMS_TOPK_TRAIN = 2000
     node.RPN.PRE_NMS_TOPK_TEST = 1000
@@ -99,6 +138,7 @@ def _model() -> CN:
     node.RPN.IOU_THRESHOLDS = (0.3, 0.7)
     node.RPN.BATCH_SIZE_PER_IMAGE = 256
     node.RPN.POSITIVE_FRACTION = 0.5
+    node.RPN.SMOOTH_L1_BETA = 1 / 9  # torchvision's, as in ROI_BOX_HEAD; detectron2's is 0
     node.ROI_HEADS = CN()
     node.ROI_HEADS.IOU_THRESHOLDS = (0.5,)
     node.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 512
@@ -110,6 +150,7 @@ def _model() -> CN:
     node.ROI_BOX_HEAD.POOLER_RESOLUTION = 7  # 14 is usual for C4
     node.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 2
     node.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = False
+    node.ROI_BOX_HEAD.SMOOTH_L1_BETA = 1 / 9
     return node
 
 
@@ -118,9 +159,12 @@ def _solver() -> CN:
     node.OPTIMIZER = "SGD"  # SGD, AdamW
     node.BASE_LR = 0.02
     node.BACKBONE_MULTIPLIER = 1.0  # learning rate of the backbone relative to BASE_LR
+    node.BIAS_LR_FACTOR = 1.0
     node.MOMENTUM = 0.9
+    node.NESTEROV = False
     node.WEIGHT_DECAY = 1e-4
     node.WEIGHT_DECAY_NORM = 0.0
+    node.WEIGHT_DECAY_BIAS = None  # None = WEIGHT_DECAY
     node.IMS_PER_BATCH = 16  # over all processes
     node.MAX_ITER = 18000
     node.LR_SCHEDULER_NAME = "WarmupMultiStepLR"  # or WarmupCosineLR
@@ -129,7 +173,11 @@ def _solver() -> CN:
     node.WARMUP_ITERS = 100
     node.WARMUP_FACTOR = 0.001
     node.CHECKPOINT_PERIOD = 500  # iterations between two states that --resume can start from. 0 = only at a task's end
-    node.CLIP_GRADIENTS = 0.0  # norm; 0 = off
+    node.CLIP_GRADIENTS = CN({"ENABLED": False})
+    # full_model: the norm over all parameters (ours); norm: of each parameter; value: of each element.
+    node.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    node.CLIP_GRADIENTS.CLIP_VALUE = 1.0
+    node.CLIP_GRADIENTS.NORM_TYPE = 2.0
     node.PRECISION = "32-true"  # Lightning Fabric's names: 32-true, 16-mixed, bf16-mixed
     node.EMA_DECAY = 0.0  # above 0, the averaged weights are the ones kept and tested
     return node

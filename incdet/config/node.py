@@ -2,7 +2,8 @@
 
 A configuration is defaults, then the files of a `_BASE_` chain (bases first), then ``KEY VALUE`` pairs from the command
 line. Every key remembers who set it last. A section declared with ``CfgNode(new_allowed=True)`` is free-form: it holds
-overrides of the root (``NEXT_TASKS.SOLVER.BASE_LR``), checked against the root's own keys and types.
+overrides of the root (``NEXT_TASKS.SOLVER.BASE_LR``), checked against the root's own keys and types. A value can bring
+further keys (``BACKEND: detectron2``, all of Detectron2's), and a `_BASE_` can lie in a library (``library://file``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 from ast import literal_eval
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,27 @@ NEXT_TASKS = "NEXT_TASKS"
 COMMAND_LINE = "on the command line"
 _IN_CODE = "in code"
 _ORIGINS = "__origins__"
+_LIBRARY = "__library__"
 _LEAF_TYPES = (bool, int, float, str, list, tuple, type(None))
+
+
+@dataclass
+class Library:
+    """A library whose own keys and configuration files can be used: its name is the value that brings its keys."""
+
+    name: str  # the value, and the scheme of its files: ``<name>://<file>``
+    key: str  # that takes the value
+    defaults: Callable[[], Mapping[str, Any]]  # the library's whole default configuration
+    file: Callable[[str], Path]  # where a file of the library lies
+    keys: set[str] = field(default_factory=set)  # dotted; those that it has added
 
 
 class CfgNode(_CfgNode):
     """A section of the configuration; the root is the whole of it."""
+
+    def know(self, library: Library) -> None:
+        """Let this root take the keys and the files of ``library``, which is imported when they are asked for."""
+        self.__dict__[_LIBRARY] = library
 
     def merge_from_file(self, cfg_filename: str | Path) -> None:
         """Merge a YAML file and the files that its `_BASE_` names (a path or a list, relative to the file).
@@ -38,8 +56,9 @@ class CfgNode(_CfgNode):
             ConfigError: a file is missing, unsafe or not YAML, the bases form a cycle, a key is unknown, or a value
                 has another type than its default.
         """
-        for path, mapping in _read_with_bases(Path(cfg_filename)):
-            self._merge(mapping, f"in {path}")
+        library = self.__dict__.get(_LIBRARY)
+        for path, mapping in _read_with_bases(Path(cfg_filename), library):
+            self._merge(mapping, f"in {path}" if path else None)
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         """Merge ``[KEY, value, KEY, value, ...]``; a value that is text is read as a Python literal where it is one.
@@ -66,16 +85,26 @@ class CfgNode(_CfgNode):
         """Who set the dotted ``key`` last, as in "in configs/a.yaml"; None for a default. Ask the root."""
         return self.__dict__.get(_ORIGINS, {}).get(key)
 
-    def _merge(self, mapping: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    def strays(self) -> list[str]:
+        """The dotted keys that were set, but belong to a library that is not chosen any more. Ask the root."""
+        library = self.__dict__.get(_LIBRARY)
+        if library is None or self._get(library.key) == library.name:
+            return []
+        return sorted(key for key in library.keys if self.origin(key))
+
+    def _merge(self, mapping: Mapping[str, Any], where: str | None, prefix: str = "") -> None:
+        library = self.__dict__.get(_LIBRARY)
+        if library is not None and not library.keys and mapping.get(library.key) == library.name:
+            library.keys.update(add_missing(self, library.defaults()))
         for name, value in mapping.items():
             if isinstance(value, Mapping) and value:
                 self._merge(value, where, f"{prefix}{name}.")
             else:
                 self._assign(f"{prefix}{name}", value, where)
 
-    def _assign(self, key: str, value: Any, where: str) -> None:
-        """Set one dotted key of this root after checking it."""
-        current = self._expect(key, where)
+    def _assign(self, key: str, value: Any, where: str | None) -> None:
+        """Set one dotted key of this root after checking it; without ``where`` it counts as a default."""
+        current = self._expect(key, where or "as a default")
         if isinstance(current, CfgNode):
             if not isinstance(value, Mapping):  # an empty mapping changes nothing
                 raise ConfigError(
@@ -83,7 +112,7 @@ class CfgNode(_CfgNode):
                     f"Give its keys: {', '.join(map(str, current)) or 'none are defined'}."
                 )
             return
-        value = _coerce(value, current, key, where)
+        value = _coerce(value, current, key, where or "as a default")
         *parents, name = key.split(".")
         node = self
         for parent in parents:
@@ -91,7 +120,8 @@ class CfgNode(_CfgNode):
                 node[parent] = CfgNode()
             node = node[parent]
         node[name] = value
-        self.__dict__.setdefault(_ORIGINS, {})[key] = where
+        if where is not None:
+            self.__dict__.setdefault(_ORIGINS, {})[key] = where
 
     def _reference(self, key: str) -> str:
         """The dotted key whose default decides the type of ``key``: a free-form section overrides the root's keys."""
@@ -117,10 +147,16 @@ class CfgNode(_CfgNode):
                     "not a section of keys. Set that value itself."
                 )
             if part not in node:
-                hint = self._did_you_mean(reference, key.removesuffix(reference))
+                hint = self._did_you_mean(reference, key.removesuffix(reference)) + self._library_hint()
                 raise ConfigError(f"Unknown key {key}, set {where}. {hint}")
             node = node[part]
         return node
+
+    def _library_hint(self) -> str:
+        library = self.__dict__.get(_LIBRARY)
+        if library is None or library.keys:
+            return ""
+        return f" A key of {library.name} needs {library.key}: {library.name} beside it, or before it."
 
     def _did_you_mean(self, key: str, prefix: str) -> str:
         known = {name.upper(): name for name, _ in leaves(self)}
@@ -137,6 +173,19 @@ def config_for_task(cfg: CfgNode, task_index: int) -> CfgNode:
         for key, value in list(leaves(cfg[NEXT_TASKS])):
             cfg._assign(key, value, cfg.origin(f"{NEXT_TASKS}.{key}") or f"{_IN_CODE} ({NEXT_TASKS})")
     return cfg
+
+
+def add_missing(node: CfgNode, more: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Give ``node`` the keys of ``more`` that it lacks, and yield them, dotted."""
+    for name, value in more.items():
+        if isinstance(value, Mapping):
+            if name not in node:
+                node[name] = CfgNode(new_allowed=_is_free_form(value))
+            if isinstance(node[name], CfgNode):
+                yield from add_missing(node[name], value, f"{prefix}{name}.")
+        elif name not in node:
+            node[name] = value
+            yield f"{prefix}{name}"
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -193,6 +242,8 @@ def _coerce(value: Any, current: Any, key: str, where: str) -> Any:
     """``value`` in the type of ``current``; None fits, and is fitted by, every type."""
     if not isinstance(current, str):
         value = _decode(value)
+    if isinstance(current, list | tuple) and isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
     if isinstance(current, list | tuple) and isinstance(value, list | tuple):
         return _nested(value, type(current))
     if value is None or type(value) is type(current) or (current is None and type(value) in _LEAF_TYPES):
@@ -209,8 +260,13 @@ def _nested(value: list[Any] | tuple[Any, ...], container: type) -> Any:
     return container(_nested(item, container) if isinstance(item, list | tuple) else item for item in value)
 
 
-def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The mappings of ``path`` and of all its bases, in the order in which they are to be merged."""
+def _read_with_bases(
+    path: Path, library: Library | None = None, chain: tuple[Path, ...] = ()
+) -> Iterator[tuple[Path | None, Mapping[str, Any]]]:
+    """The mappings of ``path`` and of all its bases, in the order in which they are to be merged.
+
+    A library's file counts on the library's defaults, so they come before it, without a path.
+    """
     path = path.expanduser()
     if path.resolve() in [link.resolve() for link in chain]:
         shown = " -> ".join(map(str, (*chain, path)))
@@ -222,7 +278,12 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...] = ()) -> Iterator[tuple
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{BASE_KEY} expects a path or a list of paths, got {bases!r}; set in {path}.")
     for base in bases:
-        yield from _read_with_bases(path.parent / Path(base).expanduser(), (*chain, path))
+        if library is not None and base.startswith(f"{library.name}://"):
+            yield None, {library.key: library.name, **library.defaults()}
+            base_path = library.file(base.removeprefix(f"{library.name}://"))
+        else:
+            base_path = path.parent / Path(base).expanduser()
+        yield from _read_with_bases(base_path, library, (*chain, path))
     yield path, mapping
 
 

@@ -101,5 +101,5 @@ def check_losses(losses: dict[str, Tensor], iteration: int) -> None:
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
         raise DivergenceError(
             f"iteration {iteration}: a loss is not finite ({values}). Lower SOLVER.BASE_LR, lengthen "
-            "SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS, and begin in another OUTPUT_DIR."
+            "SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED, and begin in another OUTPUT_DIR."
         )

@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from fvcore.common.config import CfgNode
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from incdet.data.views import TaskView
 from incdet.engine.checkpoint import TaskState
 from incdet.engine.learner import Learner, Sealed, check_losses
 from incdet.engine.logs import MetricsLog, Progress
+from incdet.errors import ConfigError
 from incdet.optim import build_optimizer, learning_rate, set_learning_rate
 from incdet.randomness import derive_seed, seed_torch
 
@@ -64,8 +66,7 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
             check_losses(losses, iteration)
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(total)
-            if solver.CLIP_GRADIENTS > 0:
-                fabric.clip_gradients(wrapped, optimizer, max_norm=solver.CLIP_GRADIENTS)
+            _clip_gradients(solver.CLIP_GRADIENTS, wrapped, optimizer, fabric)
             optimizer.step()
             for method in learner.methods:
                 method.update_transforms(parameters)
@@ -95,6 +96,23 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
 def _initial_state(student: nn.Module, solver: CfgNode, fabric: Fabric) -> TaskState:
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(solver.EMA_DECAY)) if solver.EMA_DECAY else None
     return TaskState(student, build_optimizer(solver, student), average, fabric.strategy.precision)
+
+
+def _clip_gradients(node: CfgNode, module: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric) -> None:
+    if not node.ENABLED:
+        return
+    if node.CLIP_TYPE == "full_model":
+        fabric.clip_gradients(module, optimizer, max_norm=node.CLIP_VALUE, norm_type=node.NORM_TYPE)
+    elif node.CLIP_TYPE == "value":
+        fabric.clip_gradients(module, optimizer, clip_val=node.CLIP_VALUE)
+    elif node.CLIP_TYPE == "norm":
+        fabric.strategy.precision.unscale_gradients(optimizer)
+        for parameter in module.parameters():
+            torch.nn.utils.clip_grad_norm_(parameter, node.CLIP_VALUE, node.NORM_TYPE)
+    else:
+        raise ConfigError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: expected full_model, norm or value, got {node.CLIP_TYPE!r}."
+        )
 
 
 def _values(losses: dict[str, Tensor]) -> dict[str, float]:

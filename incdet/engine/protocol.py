@@ -42,11 +42,11 @@ class Problem:
             SplitError: the split does not fit the classes.
         """
         classes = tuple(cfg.DATASETS.CLASSES) or None
-        train = load_dataset(cfg.DATASETS.TRAIN, cfg.DATASETS.ROOT, classes)
+        train = load_dataset(",".join(cfg.DATASETS.TRAIN), cfg.DATASETS.ROOT, classes)
         if cfg.DATASETS.HELD_OUT > 0:
             train, test = hold_out(train, cfg.DATASETS.HELD_OUT, HELD_OUT_SEED)
         else:
-            test = load_dataset(cfg.DATASETS.TEST, cfg.DATASETS.ROOT, train.classes)
+            test = load_dataset(",".join(cfg.DATASETS.TEST), cfg.DATASETS.ROOT, train.classes)
         if set(train.classes) != set(test.classes):
             raise DataError(
                 f"DATASETS.TRAIN and DATASETS.TEST list different classes; only one has: "

@@ -259,7 +259,7 @@ class Run:
         if before not in (None, now):
             raise ConfigError(
                 f"{self.folder} was begun with other training images or labels: the fingerprint of DATASETS.TRAIN "
-                f"{self.cfg.DATASETS.TRAIN} was {before[:12]} and is {now[:12]}. Restore them, or choose another "
+                f"{', '.join(self.cfg.DATASETS.TRAIN)} was {before[:12]} and is {now[:12]}. Restore them, or choose another "
                 "OUTPUT_DIR."
             )
 

@@ -26,7 +26,7 @@ TINY = {
         "WARMUP_ITERS": 2,
         "STEPS": [6],
         "MAX_ITER": 8,
-        "CLIP_GRADIENTS": 5.0,
+        "CLIP_GRADIENTS": {"ENABLED": True, "CLIP_VALUE": 5.0},
         "CHECKPOINT_PERIOD": 2,
     },
     "NEXT_TASKS": {"MODEL": {"BACKBONE": {"FREEZE_AT": 2, "FREEZE_NORM": True}}, "SOLVER": {"MAX_ITER": 6}},

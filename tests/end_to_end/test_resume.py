@@ -209,7 +209,7 @@ def test_full_disk_leaves_earlier_results_readable(train, config, tmp_path):
 
 
 def test_loss_that_is_not_finite_stops_the_run(train, capsys):
-    folder = train("run", expect=2, SOLVER__BASE_LR=1e30, SOLVER__WARMUP_ITERS=0, SOLVER__CLIP_GRADIENTS=0.0)
+    folder = train("run", expect=2, SOLVER__BASE_LR=1e30, SOLVER__WARMUP_ITERS=0, SOLVER__CLIP_GRADIENTS__ENABLED=False)
     error = capsys.readouterr().err
     assert "a loss is not finite" in error
     assert "loss_rpn_cls" in error

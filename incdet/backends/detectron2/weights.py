@@ -1,0 +1,67 @@
+"""Weights for Detectron2's models from the files the field uses, and incdet's files for Detectron2's tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils.file_io import PathManager
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from incdet.backends.backbone import NETWORKS
+from incdet.backends.weights import TORCHVISION, load_into, load_weights, read_weights
+from incdet.errors import CheckpointError
+
+# Where the parts of a classification network lie; see backends.weights.DETECTOR_PREFIXES.
+SHARED_PREFIXES = (("", "backbone.body."), ("features.", "backbone.body."), ("layer4.", "roi_heads.res5."))
+
+
+class IncdetCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer that also reads incdet's ``model.safetensors``, and runs no code from a pickle."""
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if not filename.endswith((".pkl", ".safetensors")):
+            return super()._load_file(filename)
+        stored = read_weights(filename)
+        author = "Caffe2" if stored.caffe2 else ""
+        heuristics = stored.caffe2 or stored.by_suffix
+        return {"model": dict(stored.tensors), "__author__": author, "matching_heuristics": heuristics}
+
+
+def load_pretrained(detector: nn.Module, cfg: CfgNode) -> None:
+    """Load ``MODEL.WEIGHTS`` and print what became of each tensor.
+
+    Args:
+        detector: built from ``cfg``.
+        cfg: with ``MODEL.WEIGHTS`` as for torchvision's backend, or a name of Detectron2's (``detectron2://...``).
+
+    Raises:
+        CheckpointError: the weights cannot be had or read, or nothing in them fits.
+    """
+    source = cfg.MODEL.WEIGHTS
+    path = _local(source)
+    if cfg.MODEL.BACKBONE.NAME in NETWORKS:
+        tensors = load_weights(path, (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_STD))
+        report = load_into(detector, tensors, SHARED_PREFIXES, source=source)
+    else:
+        stored = read_weights(path)
+        tensors = stored.tensors
+        if stored.caffe2 or stored.by_suffix:
+            tensors = align_and_update_state_dicts(detector.state_dict(), tensors, c2_conversion=stored.caffe2)
+        report = load_into(detector, tensors, prefixes=(), source=source)
+    print(f"{source}: {report}")
+
+
+def _local(source: str) -> str:
+    """A file of this machine, fetched by Detectron2 where ``source`` is one of its addresses."""
+    if "://" not in source or source.startswith(TORCHVISION):
+        return source
+    try:
+        return PathManager.get_local_path(source)
+    except Exception as error:  # every protocol fails in its own way
+        raise CheckpointError(
+            f"MODEL.WEIGHTS: {source} could not be fetched: {error}. Connect, or fetch that file elsewhere and set "
+            "MODEL.WEIGHTS to its path."
+        ) from error
