@@ -14,7 +14,7 @@ MAX_LINES = 400
 ROOMS = (
     {"structures", "errors"},
     {"losses", "files", "config.node", "tasks", "heads", "optim", "randomness"},
-    {"data"},
+    {"data", "align"},
     {"evaluation"},
     {"replay"},
     {"methods", "backends"},

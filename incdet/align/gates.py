@@ -1,0 +1,97 @@
+"""Which rows an aligner may move. A gate decides from the model alone; only the oracle is told the truth.
+
+The released evaluation of ELI moves the features of old classes only, and takes from the **ground truth** which those
+are. At prediction nobody knows; here that is the oracle, for comparison, and whatever it touches is stamped.
+
+- ``predicted_old``: rows that the unaligned model classifies as an old class. What it takes for background is left:
+  most regions are background, so to move these too would be ``all``.
+- ``all``: every row.
+- ``energy``: rows that look old to the energy network, those scoring above nearly all of the current task's latents of
+  the current model. Scores of the *old* latents would make no threshold: the fit drives them above whatever the current
+  model makes, of old classes too.
+- :class:`Oracle`: rows whose label, handed in, is an old class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from incdet.align.base import Aligner
+from incdet.align.energy import EnergyAligner
+from incdet.errors import ConfigError, MethodError
+
+# What the predictor makes of features (R, D): logits (R, K + 1), or (R, K) where there is no background, and deltas.
+Predictor = Callable[[Tensor], tuple[Tensor, Tensor]]
+# (features, predictor, aligner, number of old classes) -> (R,) bool: the rows to move.
+Gate = Callable[[Tensor, Predictor, Aligner, int], Tensor]
+
+
+def predicted_old(features: Tensor, predictor: Predictor, aligner: Aligner, num_old: int) -> Tensor:
+    """Rows whose unaligned features are classified as an old class."""
+    return predictor(features)[0].argmax(dim=1) < num_old
+
+
+def every_row(features: Tensor, predictor: Predictor, aligner: Aligner, num_old: int) -> Tensor:
+    return torch.ones(len(features), dtype=torch.bool, device=features.device)
+
+
+def energy(features: Tensor, predictor: Predictor, aligner: Aligner, num_old: int) -> Tensor:
+    """Rows that an energy aligner finds familiar; ``MethodError`` for any other aligner."""
+    if not isinstance(aligner, EnergyAligner):
+        raise MethodError(
+            f"The energy gate needs an energy aligner, got {aligner.kind!r}. Choose another gate or another aligner."
+        )
+    return aligner.is_familiar(features)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Rows whose true label, (R,) for the very rows that will be aligned, is an old class."""
+
+    labels: Tensor
+
+    def __call__(self, features: Tensor, predictor: Predictor, aligner: Aligner, num_old: int) -> Tensor:
+        if len(self.labels) != len(features):
+            raise MethodError(
+                f"The oracle gate was given {len(self.labels)} labels for {len(features)} rows. Make one with the "
+                "labels of the rows at hand."
+            )
+        return ((self.labels >= 0) & (self.labels < num_old)).to(features.device)
+
+
+GATES: dict[str, Gate] = {"predicted_old": predicted_old, "all": every_row, "energy": energy}
+
+
+def find_gate(name: str) -> Gate:
+    """The gate of that name, or ``ConfigError``; the oracle, which needs labels, is made by hand."""
+    if name not in GATES:
+        raise ConfigError(
+            f"Gate: expected one of {', '.join(GATES)}, got {name!r}. The oracle is not chosen by name: it is built "
+            "as Oracle(labels), for comparison only."
+        )
+    return GATES[name]
+
+
+class GatedAligner(nn.Module):
+    """An aligner that moves the rows its gate picks and leaves the others to the bit; it fits a detector's slot."""
+
+    def __init__(self, aligner: Aligner, num_old: int, gate: Gate = predicted_old) -> None:
+        super().__init__()
+        self.aligner = aligner
+        self.num_old = num_old
+        self.gate = gate
+
+    @property
+    def stamps(self) -> tuple[str, ...]:
+        """What every result, table and report that used this aligner has to carry."""
+        return ("oracle",) if isinstance(self.gate, Oracle) else ()
+
+    @torch.no_grad()
+    def forward(self, features: Tensor, predictor: Predictor) -> Tensor:
+        """Features (R, D), moved where the gate says so."""
+        moved = self.gate(features, predictor, self.aligner, self.num_old)
+        return torch.where(moved[:, None], self.aligner(features), features)
