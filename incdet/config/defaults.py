@@ -87,9 +87,8 @@ def _tasks() -> CN:
 def _datasets() -> CN:
     node = CN()
     node.ROOT = "datasets"
-    node.TRAIN = (
-        "shapes_train",
-    )  # known names, voc:<folder>:<split> or coco:<annotations>:<images>; several are joined
+    # Known names, voc:<folder>:<split> or coco:<annotations>:<images>; several are read as one set.
+    node.TRAIN = ("shapes_train",)
     node.TEST = ("shapes_test",)
     node.CLASSES = ()  # empty = those the data itself lists
     node.DIFFICULT = "keep"  # in training: keep, drop, ignore

@@ -259,8 +259,8 @@ class Run:
         if before not in (None, now):
             raise ConfigError(
                 f"{self.folder} was begun with other training images or labels: the fingerprint of DATASETS.TRAIN "
-                f"{', '.join(self.cfg.DATASETS.TRAIN)} was {before[:12]} and is {now[:12]}. Restore them, or choose another "
-                "OUTPUT_DIR."
+                f"{', '.join(self.cfg.DATASETS.TRAIN)} was {before[:12]} and is {now[:12]}. Restore them, or choose "
+                "another OUTPUT_DIR."
             )
 
     def _save_model(

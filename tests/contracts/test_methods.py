@@ -28,11 +28,17 @@ CREDULOUS = (
     "METHOD.PSEUDO_LABEL.SCORE_RPN", 0.34,
     "METHOD.PSEUDO_LABEL.SCORE_ROI", 0.36,
 )  # fmt: skip
-HEADS = {
-    f"{neck}{'-agnostic' * agnostic}": (neck, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", agnostic, *CREDULOUS)
+BACKENDS = {"torchvision": (), "detectron2": pytest.mark.detectron2}
+HEADS = [
+    pytest.param(
+        (neck, "BACKEND", backend, "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", agnostic, *CREDULOUS),
+        id=f"{backend}-{neck}{'-agnostic' * agnostic}",
+        marks=marks,
+    )
+    for backend, marks in BACKENDS.items()
     for neck in ("fpn", "c4")
     for agnostic in (False, True)
-}
+]
 
 
 def excluded(one: str, other: str) -> bool:
@@ -45,14 +51,14 @@ COMBINABLE = [name for name in NAMES if CLASSES[name].combines]
 PAIRS = [pair for pair in itertools.permutations(COMBINABLE, 2) if not excluded(*pair)]
 
 
-@pytest.fixture(params=HEADS.values(), ids=HEADS.keys())
+@pytest.fixture(params=HEADS)
 def world(request, tmp_path):
     return World(tmp_path, tiny_config(*request.param))
 
 
-@pytest.fixture
-def fpn_world(tmp_path):
-    return World(tmp_path, tiny_config(*HEADS["fpn"]))
+@pytest.fixture(params=[pytest.param(backend, marks=marks) for backend, marks in BACKENDS.items()])
+def fpn_world(request, tmp_path):
+    return World(tmp_path, tiny_config("fpn", "BACKEND", request.param, *CREDULOUS))
 
 
 def chosen(world: World, *names: str) -> list[Method]:

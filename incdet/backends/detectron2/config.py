@@ -12,7 +12,7 @@ Both libraries use the same names for the same things, so a tree can hold both. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +116,13 @@ def native(cfg: CfgNode, num_classes: int) -> CfgNode:
     if cfg.MODEL.BACKBONE.NAME in NETWORKS:
         for key, value in _shared_keys(cfg):
             if cfg.origin(key) is None:
-                _set(cfg, key, lambda _, value=value: value)
+                _set(cfg, key, value)
+    values = dict(leaves(cfg))
     for key, names in INCREMENTAL.items():
-        _set(cfg, key, lambda name, names=names: names.get(name, name))
+        _set(cfg, key, names.get(values[key], values[key]))
     for key, default in leaves(detectron2_defaults()):
         if isinstance(default, list):  # some of its parts change theirs in place, which a tuple does not bear
-            _set(cfg, key, list)
+            _set(cfg, key, list(values[key]))
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
     cfg.MODEL.DEVICE = "cpu"  # the engine moves it
     return cfg
@@ -141,12 +142,12 @@ def _shared_keys(cfg: CfgNode) -> Iterator[tuple[str, Any]]:
     yield "MODEL.ROI_HEADS.IN_FEATURES", levels
 
 
-def _set(cfg: CfgNode, key: str, change: Callable[[Any], Any]) -> None:
+def _set(cfg: CfgNode, key: str, value: Any) -> None:
     *sections, name = key.split(".")
     node = cfg
     for section in sections:
         node = node[section]
-    node[name] = change(node[name])
+    node[name] = value
 
 
 def refuse_elsewhere(cfg: CfgNode) -> None:
@@ -159,7 +160,7 @@ def refuse_elsewhere(cfg: CfgNode) -> None:
     lines = [
         f"  {key} = {ours[key]!r} ({cfg.origin(key) or 'a default'}): {instead}"
         for key, instead in ELSEWHERE.items()
-        if key in ours and ours[key] != theirs[key] and tuple_of(ours[key]) != tuple_of(theirs[key])
+        if _plain(ours[key]) != _plain(theirs[key])
     ]
     if lines:
         raise ConfigError(
@@ -168,5 +169,6 @@ def refuse_elsewhere(cfg: CfgNode) -> None:
         )
 
 
-def tuple_of(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """A list and a tuple of the same values are the same setting."""
     return tuple(value) if isinstance(value, list) else value

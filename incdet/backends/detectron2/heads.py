@@ -72,8 +72,14 @@ class IncrementalRPN(RPN):
 class IncrementalROIHeads(nn.Module, ABC):
     """What the incremental ROI heads share: sampling, detections and a predictor that grows."""
 
-    # Attributes of Detectron2's ROIHeads, which has no types.
+    # Of Detectron2's heads, which have no types.
     box_predictor: Any
+    box_pooler: Any
+    box_in_features: list[str]
+    box_head: Any
+    pooler: Any
+    in_features: list[str]
+    res5: Any
     num_classes: int
     batch_size_per_image: int
     positive_fraction: float
@@ -120,7 +126,7 @@ class IncrementalROIHeads(nn.Module, ABC):
 
     @torch.no_grad()
     def sample(self, proposals: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The regions to train on, per image, and their labels, weights and regression targets for ``RegionOutputs``."""
+        """The regions to train on, per image, and what ``RegionOutputs`` says of them."""
         boxes, parts = [], []
         for found, target in zip(proposals, targets, strict=True):
             used = target.select(target.use_roi)
@@ -177,7 +183,7 @@ class IncrementalRes5ROIHeads(IncrementalROIHeads, Res5ROIHeads):
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
         if cfg.MODEL.BACKBONE.NAME not in NETWORKS:
             return super()._build_res5_block(cfg)
-        network = build_network(cfg)
+        network: Any = build_network(cfg)
         if not hasattr(network, "layer4"):
             raise ConfigError(
                 f"MODEL.NECK c4 needs a ResNet backbone, got MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r}."

@@ -66,6 +66,12 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
     backbone: Any
     proposal_generator: Any
     roi_heads: Any
+    preprocess_image: Any
+    visualize_training: Any
+    _postprocess: Any
+    device: Any
+    input_format: str
+    vis_period: int
     # What the losses of a step are, where methods add to them: (batch) -> losses by name (``engine.learner.Learner``).
     learner: Callable[[Batch], dict[str, Tensor]] | None = None
 
@@ -169,20 +175,11 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
 
     def _prepare(self, batch: Batch) -> tuple[ImageList, list[Target] | None]:
         """Resize, normalise and pad; targets follow."""
-        if isinstance(batch, ResizedBatch):
-            images, targets = batch.images, batch.targets
-        else:
-            images, boxes = self._resize(
-                batch.images, None if batch.targets is None else [t.boxes for t in batch.targets]
-            )
-            targets = (
-                None
-                if boxes is None
-                else [
-                    Target(b, t.labels, t.weights, t.use_rpn, t.use_roi)
-                    for b, t in zip(boxes, batch.targets, strict=True)
-                ]
-            )
+        images, targets = batch.images, batch.targets
+        if not isinstance(batch, ResizedBatch):
+            boxes = [images[0].new_empty(0, 4)] * len(batch) if targets is None else [t.boxes for t in targets]
+            images, boxes = self._resize(images, boxes)
+            targets = targets and [replace(t, boxes=b) for t, b in zip(targets, boxes, strict=True)]
         return self.preprocess_image([{"image": self._native(image)} for image in images]), targets
 
     def _native(self, image: Tensor) -> Tensor:
@@ -190,18 +187,17 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
         image = image * 255
         return image if self.input_format == "RGB" else image.flip(0)
 
-    def _resize(self, images: list[Tensor], boxes: list[Tensor] | None) -> tuple[list[Tensor], list[Tensor] | None]:
+    def _resize(self, images: list[Tensor], boxes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Images and boxes of the size that the detector looks at now."""
         resized, scaled = [], []
-        for number, image in enumerate(images):
+        for image, found in zip(images, boxes, strict=True):
             height, width = image.shape[-2:]
             size = self.sizes[self.training].draw(height, width)
             if size != (height, width):
                 image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
             resized.append(image)
-            if boxes is not None:
-                ratio = boxes[number].new_tensor([size[1] / width, size[0] / height])
-                scaled.append(boxes[number] * ratio.repeat(2))
-        return resized, None if boxes is None else scaled
+            scaled.append(found * found.new_tensor([size[1] / width, size[0] / height]).repeat(2))
+        return resized, scaled
 
     # ------------------------------------------------------------------ second stage
 
@@ -232,13 +228,10 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
         rpn, predictor = self.proposal_generator, self.roi_heads.box_predictor
         count = rpn.batch_size_per_image * len(images.image_sizes)
         losses = rpn_losses(images, self.box_losses[0], skip, count)
-        if predictor.use_sigmoid_ce:
-            losses |= region_losses(regions, self.box_losses[1], {*skip, "loss_cls"})
-            if "loss_cls" not in skip:
-                known = regions.labels != IGNORED
-                losses["loss_cls"] = predictor.sigmoid_cross_entropy_loss(regions.logits[known], regions.labels[known])
-        else:
-            losses |= region_losses(regions, self.box_losses[1], skip)
+        losses |= region_losses(regions, self.box_losses[1], skip)
+        if predictor.use_sigmoid_ce and regions.labels is not None and "loss_cls" not in skip:
+            known = regions.labels != IGNORED
+            losses["loss_cls"] = predictor.sigmoid_cross_entropy_loss(regions.logits[known], regions.labels[known])
         weights = rpn.loss_weight | predictor.loss_weight
         return {name: loss * weights.get(name, 1.0) for name, loss in losses.items()}
 
@@ -296,14 +289,19 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
 
     def _log(self, inputs: list[dict[str, Any]], images: ImageOutputs, regions: RegionOutputs) -> None:
         """What Detectron2's own RPN and heads write into the event storage."""
-        storage = get_event_storage()
-        for name, value in (("pos", 1), ("neg", 0)):
-            count = (images.anchor_labels == value).sum().item() / len(inputs)
-            storage.put_scalar(f"rpn/num_{name}_anchors", count)
-        background = (regions.labels == self.num_classes).sum().item()
-        storage.put_scalar("roi_head/num_bg_samples", background / len(inputs))
-        storage.put_scalar("roi_head/num_fg_samples", (len(regions.labels) - background) / len(inputs))
-        _log_classification_stats(regions.logits, regions.labels)
+        storage, anchors, labels = get_event_storage(), images.anchor_labels, regions.labels
+        if anchors is None or labels is None:
+            return
+        background = (labels == self.num_classes).sum().item()
+        counts = {
+            "rpn/num_pos_anchors": (anchors == 1).sum().item(),
+            "rpn/num_neg_anchors": (anchors == 0).sum().item(),
+            "roi_head/num_fg_samples": len(labels) - background,
+            "roi_head/num_bg_samples": background,
+        }
+        for name, count in counts.items():
+            storage.put_scalar(name, count / len(inputs))
+        _log_classification_stats(regions.logits, labels)
         if self.vis_period > 0 and storage.iter % self.vis_period == 0:
             sized = zip(images.proposals, images.image_sizes, strict=True)
             self.visualize_training(inputs, [Instances(size, proposal_boxes=Boxes(boxes)) for boxes, size in sized])
