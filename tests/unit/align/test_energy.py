@@ -127,7 +127,7 @@ def test_alignment_works_without_autograd_and_carries_no_gradient():
 
 
 def test_autocast_does_not_coarsen_the_walk():
-    aligner, features = aligner_of(64, (16,)), torch.randn(20, 64).bfloat16()
+    aligner, features = aligner_of(64, (16,)), torch.randn(1000, 64).bfloat16()
     expected = aligner(features.float())
     aligner.threshold = aligner.network(features.float()).median()
     familiar = aligner.is_familiar(features.float())
