@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -25,7 +25,7 @@ from incdet.data.manifest import protocol_manifest
 from incdet.data.views import TaskView, TrainImage
 from incdet.engine import inference
 from incdet.engine.learner import Learner, freeze_copy
-from incdet.engine.loop import train_task
+from incdet.engine.loop import Trained, train_task
 from incdet.engine.protocol import Problem, first_task_key
 from incdet.errors import ConfigError
 from incdet.evaluation.predictions import Predictions, write_predictions
@@ -44,6 +44,15 @@ FREE_ON_RESUME = (
     "SOLVER.CHECKPOINT_PERIOD", "TEST.IMS_PER_BATCH",
 )  # fmt: skip
 MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One task of a run, ready to be trained."""
+
+    context: TaskContext
+    view: TaskView  # what the task trains on, pseudo-labels and replayed images among it
+    learner: Learner  # maps a batch to named losses; its only parameters are the student's
 
 
 class Run:
@@ -105,35 +114,72 @@ class Run:
 
     # ------------------------------------------------------------------ one task
 
+    def open_task(self, index: int) -> Lesson:
+        """Prepare a task for training: what ``learn`` does before its loop, for a loop of your own.
+
+        Args:
+            index: of the task, counted from 1; the tasks before it are finished.
+
+        Raises:
+            ConfigError: there is no such task, or the one before it has no model.
+        """
+        task = self._tasks(index)[-1]
+        return self._begin(self._context(task))
+
+    def close_task(self, lesson: Lesson, trained: Trained) -> dict[str, Any]:
+        """Keep what a lesson has taught, let the methods end the task, and test.
+
+        Returns:
+            The content of ``results.json``.
+        """
+        self._finish(lesson.context, *self._keep(lesson, trained))
+        return self._conclude()
+
     def _learn_task(self, task: TaskSpec) -> None:
-        folder, cfg = self.task_folder(task), self.task_configs[task.index - 1]
-        model, view = folder / MODEL_FILE, self.problem.view(task)
-        shared = self._shared_model(task, cfg, view)
+        model, shared = self.task_folder(task) / MODEL_FILE, self._shared_model(task)
         if shared is not None and shared.exists() and self.fabric.is_global_zero:
             _copy(shared, model)
         self.fabric.barrier()
-        student, teacher = self._student_and_teacher(task, cfg)
-        context = self._context(view, cfg, student, teacher)
+        context = self._context(task)
         if model.exists():
-            metadata = self._load_model(model, student)
+            metadata = self._load_model(model, context.student)
             train, extra = json.loads(metadata["train"]), json.loads(metadata["extra"])
         else:
-            for method in self.methods:
-                view = method.training_data(view, context)
-                method.begin_task(context)
-            learner = Learner(student, teacher, self.methods, task)
-            trained = train_task(learner, view, cfg, self.fabric, folder, self.folder / "metrics.jsonl")
-            train = {**asdict(trained), "images": len(view)}
-            extra = self._reports()
-            self._save_model(model, student, task, cfg, train, extra)
+            lesson = self._begin(context)
+            trained = train_task(
+                lesson.learner,
+                lesson.view,
+                context.cfg,
+                self.fabric,
+                context.task_folder,
+                self.folder / "metrics.jsonl",
+            )
+            train, extra = self._keep(lesson, trained)
+        self._finish(context, train, extra)
+        if shared is not None and not shared.exists() and self.fabric.is_global_zero:
+            _copy(model, shared)
+        self.fabric.barrier()
+
+    def _begin(self, context: TaskContext) -> Lesson:
+        view = context.view
+        for method in self.methods:
+            view = method.training_data(view, context)
+            method.begin_task(context)
+        return Lesson(context, view, Learner(context.student, context.teacher, self.methods, context.task))
+
+    def _keep(self, lesson: Lesson, trained: Trained) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Write the model; returns what its metadata and the result say of the training and of the methods."""
+        train, extra = {**asdict(trained), "images": len(lesson.view)}, self._reports()
+        self._save_model(lesson.context, train, extra)
+        return train, extra
+
+    def _finish(self, context: TaskContext, train: dict[str, Any], extra: dict[str, Any]) -> None:
         for method in self.methods:
             method.end_task(context)
         self.fabric.barrier()
-        self._test(student, task, train, {**extra, **self._reports()})
+        self._test(context.student, context.task, train, {**extra, **self._reports()})
         if self.fabric.is_global_zero:
-            (folder / "state.pt").unlink(missing_ok=True)
-            if shared is not None and not shared.exists():
-                _copy(model, shared)
+            (context.task_folder / "state.pt").unlink(missing_ok=True)
         self.fabric.barrier()
 
     def _reports(self) -> dict[str, Any]:
@@ -170,7 +216,10 @@ class Run:
         self._load_model(self.task_folder(task) / MODEL_FILE, student)
         return student.to(self.fabric.device)
 
-    def _context(self, view: TaskView, cfg: CfgNode, student: Detector, teacher: Detector | None) -> TaskContext:
+    def _context(self, task: TaskSpec) -> TaskContext:
+        cfg = self.task_configs[task.index - 1]
+        student, teacher = self._student_and_teacher(task, cfg)
+
         def detect(detector: Detector, images: Sequence[TrainImage], description: str) -> list[Detections]:
             paths = [image.record.path for image in images]
             return inference.detect(detector, paths, cfg, self.fabric, description)
@@ -181,13 +230,13 @@ class Run:
         return TaskContext(
             cfg=cfg,
             stream=self.stream,
-            task=view.task,
+            task=task,
             dataset=self.problem.train,
-            view=view,
+            view=self.problem.view(task),
             student=student,
             teacher=teacher,
             run_folder=self.folder,
-            task_folder=self.task_folder(view.task),
+            task_folder=self.task_folder(task),
             detect=detect,
             features=features,
             is_main=self.fabric.is_global_zero,
@@ -263,24 +312,16 @@ class Run:
                 "another OUTPUT_DIR."
             )
 
-    def _save_model(
-        self,
-        path: Path,
-        student: Detector,
-        task: TaskSpec,
-        cfg: CfgNode,
-        train: dict[str, Any],
-        extra: dict[str, Any],
-    ) -> None:
+    def _save_model(self, context: TaskContext, train: dict[str, Any], extra: dict[str, Any]) -> None:
         if self.fabric.is_global_zero:
             metadata = {
                 "incdet": incdet.__version__,
-                "classes": json.dumps(task.seen),
-                "config": cfg.dump(),
+                "classes": json.dumps(context.task.seen),
+                "config": context.cfg.dump(),
                 "train": json.dumps({**train, "seconds": round(train["seconds"], 1)}),
                 "extra": json.dumps(extra),
             }
-            save_model(path, student.state_dict(), metadata)
+            save_model(context.task_folder / MODEL_FILE, context.student.state_dict(), metadata)
         self.fabric.barrier()
 
     def _load_model(self, path: Path, student: Detector) -> dict[str, str]:
@@ -289,11 +330,12 @@ class Run:
         load_into(student, state, strict=True, source=str(path))
         return metadata
 
-    def _shared_model(self, task: TaskSpec, cfg: CfgNode, view: TaskView) -> Path | None:
+    def _shared_model(self, task: TaskSpec) -> Path | None:
         """Where runs with the same first task keep its model; None where it cannot be shared."""
         if task.old or not self.cfg.FIRST_TASK_CACHE or any(m.changes_first_task for m in self.methods):
             return None
-        return Path(self.cfg.FIRST_TASK_CACHE) / first_task_key(cfg, view, self.fabric.world_size) / MODEL_FILE
+        key = first_task_key(self.task_configs[0], self.problem.view(task), self.fabric.world_size)
+        return Path(self.cfg.FIRST_TASK_CACHE) / key / MODEL_FILE
 
     def _protocol(self) -> dict[str, Any]:
         return self.problem.block(memory_size(self.folder / "memory"))
