@@ -24,6 +24,8 @@ def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
     """
     if cfg.BACKEND not in BACKENDS:
         raise ConfigError(f"BACKEND: expected one of {', '.join(BACKENDS)}, got {cfg.BACKEND!r}.")
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise ConfigError(f"INPUT.FORMAT: expected RGB or BGR, got {cfg.INPUT.FORMAT!r}.")
     if cfg.BACKEND == "detectron2":
         from incdet.backends.detectron2 import build_detectron2
 

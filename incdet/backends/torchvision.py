@@ -264,8 +264,6 @@ def build_torchvision(cfg: CfgNode, num_classes: int) -> TorchvisionDetector:
         backbone, parts = _c4_parts(cfg, num_classes)
     else:
         raise ConfigError(f"MODEL.NECK: expected fpn or c4, got {model.NECK!r}.")
-    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-        raise ConfigError(f"INPUT.FORMAT: expected RGB or BGR, got {cfg.INPUT.FORMAT!r}.")
     low, high = model.RPN.IOU_THRESHOLDS
     (positive,) = model.ROI_HEADS.IOU_THRESHOLDS
     detector = TorchvisionDetector(

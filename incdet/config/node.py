@@ -242,7 +242,7 @@ def _coerce(value: Any, current: Any, key: str, where: str) -> Any:
     """``value`` in the type of ``current``; None fits, and is fitted by, every type."""
     if not isinstance(current, str):
         value = _decode(value)
-    if isinstance(current, list | tuple) and isinstance(value, str):
+    if isinstance(current, list | tuple) and isinstance(value, str) and all(isinstance(item, str) for item in current):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if isinstance(current, list | tuple) and isinstance(value, list | tuple):
         return _nested(value, type(current))

@@ -81,11 +81,18 @@ class Problem:
             "memory": memory,
             "seed": cfg.SEED,
             "backend": cfg.BACKEND,
-            "model": f"{cfg.MODEL.BACKBONE.NAME}-{cfg.MODEL.NECK}",
+            "model": model_name(cfg),
             "commit": git_commit(),
             "version": incdet.__version__,
             "stamps": list(cfg.STAMPS),
         }
+
+
+def model_name(cfg: CfgNode) -> str:
+    """What results call the model: network and neck, or Detectron2's names of its own parts."""
+    if cfg.BACKEND == "detectron2" and cfg.MODEL.BACKBONE.NAME.startswith("build_"):
+        return f"{cfg.MODEL.BACKBONE.NAME.removeprefix('build_')}-{cfg.MODEL.RESNETS.DEPTH}, {cfg.MODEL.ROI_HEADS.NAME}"
+    return f"{cfg.MODEL.BACKBONE.NAME}-{cfg.MODEL.NECK}"
 
 
 def first_task_key(cfg: CfgNode, view: TaskView, world_size: int) -> str:

@@ -104,8 +104,9 @@ def zoo_file(name: str) -> Path:
 def native(cfg: CfgNode, num_classes: int) -> CfgNode:
     """A copy of ``cfg`` from which Detectron2's ``build_model`` builds an incremental detector.
 
-    A shared backbone (``MODEL.BACKBONE.NAME: resnet50``) with ``MODEL.NECK`` decides the heads and their inputs, unless
-    they are set too. Detectron2's own names are taken as they are, its RPN and ROI heads in their incremental form.
+    A shared backbone (``MODEL.BACKBONE.NAME: resnet50``) with ``MODEL.NECK`` decides the heads and their inputs, where
+    these are as Detectron2 has them by default. Detectron2's own names are taken as they are, its RPN and ROI heads in
+    their incremental form.
 
     Args:
         cfg: a tree with both libraries' keys.
@@ -113,16 +114,14 @@ def native(cfg: CfgNode, num_classes: int) -> CfgNode:
     """
     cfg = cfg.clone()
     cfg.defrost()
+    values, theirs = dict(leaves(cfg)), dict(leaves(detectron2_defaults()))
     if cfg.MODEL.BACKBONE.NAME in NETWORKS:
-        for key, value in _shared_keys(cfg):
-            if cfg.origin(key) is None:
-                _set(cfg, key, value)
-    values = dict(leaves(cfg))
+        values |= {key: value for key, value in _shared_keys(cfg) if _plain(values[key]) == _plain(theirs[key])}
     for key, names in INCREMENTAL.items():
-        _set(cfg, key, names.get(values[key], values[key]))
-    for key, default in leaves(detectron2_defaults()):
-        if isinstance(default, list):  # some of its parts change theirs in place, which a tuple does not bear
-            _set(cfg, key, list(values[key]))
+        values[key] = names.get(values[key], values[key])
+    for key, default in theirs.items():
+        # Some of its parts change a list in place, which a tuple does not bear.
+        _set(cfg, key, list(values[key]) if isinstance(default, list) else values[key])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
     cfg.MODEL.DEVICE = "cpu"  # the engine moves it
     return cfg

@@ -2,7 +2,7 @@
 
 import pytest
 
-from incdet.config.node import CfgNode, annotate, config_for_task, diff
+from incdet.config.node import CfgNode, Library, annotate, config_for_task, diff
 from incdet.errors import ConfigError
 
 
@@ -126,7 +126,7 @@ def test_an_unknown_key_names_itself_its_file_and_the_nearest_key(cfg, write):
         ("SOLVER.BASE_LR", "fast", r"SOLVER\.BASE_LR expects float \(now 0\.02\), got str 'fast'; set on the command"),
         ("SOLVER.BASE_LR", "True", "got bool True"),
         ("MODEL.FREEZE_AT", "1.5", "expects int .* got float 1.5"),
-        ("METHODS", "distill", r"expects list .*got str 'distill'.*\['a', 'b'\]"),
+        ("SOLVER.STEPS", "soon", r"expects tuple .*got str 'soon'.*\['a', 'b'\]"),
         ("TEST.LIMIT", "{1, 2}", "got set"),
         ("SOLVER", "1", "section of keys"),
         ("OUTPUT_DIR.A.B", "1", r"OUTPUT_DIR\.A\.B"),
@@ -248,3 +248,68 @@ def test_another_configuration_is_checked_like_a_file(cfg):
     assert cfg.origin("SOLVER.STEPS") == "in code"
     with pytest.raises(ConfigError, match=r"Unknown key SOLVER\.STEP, set in model\.safetensors\."):
         cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"STEP": 1}}), where="in model.safetensors")
+
+
+# ---------------------------------------------------------------------- a library's keys and files
+
+
+@pytest.fixture
+def known(cfg, write):
+    """The configuration, knowing a library whose value is ``MODEL.KIND: fast`` and whose files lie in a folder."""
+    theirs = CfgNode({"MODEL": {"SPEED": 3, "FREEZE_AT": 5}, "TURBO": {"ENABLED": False}})
+    zoo = write("zoo/quick.yaml", "_BASE_: base.yaml\nMODEL: {SPEED: 7}\n").parent
+    write("zoo/base.yaml", "MODEL: {WEIGHTS: theirs}\nTURBO: {ENABLED: true}\n")
+    cfg.KIND = "plain"
+    cfg.know(Library("fast", "KIND", lambda: theirs, lambda name: zoo / name))
+    return cfg
+
+
+def test_a_value_brings_the_keys_of_its_library_and_leaves_ours(known):
+    with pytest.raises(ConfigError, match=r"Unknown key MODEL\.SPEED.*A key of fast needs KIND: fast beside it"):
+        known.merge_from_list(["MODEL.SPEED", 4])
+    known.merge_from_list(["KIND", "fast", "MODEL.SPEED", 4, "TURBO.ENABLED", True])
+    assert (known.MODEL.SPEED, known.MODEL.FREEZE_AT, known.TURBO.ENABLED) == (4, 2, True)
+    assert known.origin("MODEL.FREEZE_AT") is None
+    with pytest.raises(ConfigError, match=r"MODEL\.SPEED expects int \(now 4\), got str 'x'"):
+        known.merge_from_list(["MODEL.SPEED", "x"])
+
+
+def test_a_file_may_use_the_librarys_keys_beside_the_value_in_any_order(known, write):
+    known.merge_from_file(write("a.yaml", "MODEL: {SPEED: 9}\nKIND: fast\n"))
+    assert known.MODEL.SPEED == 9
+
+
+def test_a_base_in_the_library_brings_its_defaults_first(known, write):
+    path = write("a.yaml", "_BASE_: fast://quick.yaml\nMODEL: {WEIGHTS: ours}\n")
+    known.merge_from_file(path)
+    assert known.KIND == "fast"
+    assert known.MODEL.FREEZE_AT == 5  # the library's default, which its file counts on
+    assert (known.MODEL.SPEED, known.MODEL.WEIGHTS, known.TURBO.ENABLED) == (7, "ours", True)
+    assert known.origin("MODEL.FREEZE_AT") is None
+    assert known.origin("MODEL.SPEED").endswith("zoo/quick.yaml")
+
+
+def test_keys_of_a_library_that_is_left_again_are_strays_if_they_were_set(known, write):
+    known.merge_from_list(["KIND", "fast"])
+    known.merge_from_list(["KIND", "plain"])
+    assert known.strays() == []
+    known.merge_from_list(["KIND", "fast", "TURBO.ENABLED", True])
+    assert known.strays() == []
+    known.merge_from_list(["KIND", "plain"])
+    assert known.strays() == ["TURBO.ENABLED"]
+
+
+def test_a_copy_knows_the_library_too_and_learns_alone(known):
+    copied = known.clone()
+    copied.merge_from_list(["KIND", "fast"])
+    assert "SPEED" in copied.MODEL
+    assert "SPEED" not in known.MODEL
+    known.merge_from_list(["KIND", "fast"])
+    assert known.MODEL.SPEED == 3
+
+
+def test_text_is_a_list_of_one_or_of_what_commas_part(cfg):
+    cfg.merge_from_list(["METHODS", "replay"])
+    assert cfg.METHODS == ["replay"]
+    cfg.merge_from_list(["METHODS", "replay, pseudo_label,"])
+    assert cfg.METHODS == ["replay", "pseudo_label"]

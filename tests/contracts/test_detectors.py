@@ -1,22 +1,29 @@
-"""What the torchvision backend adds to torchvision: ignored boxes, weights, growing, teachers' passes, slots."""
+"""What every backend adds to its library: ignored boxes, weights, growing, teachers' passes, slots."""
 
 import copy
 
 import pytest
 import torch
 from tiny import HEIGHT, WIDTH, random_batch, random_images, tiny_config, tiny_detector
+from torchvision.models.detection import FasterRCNN
 
-from incdet.backends.torchvision import _lies_on
+from incdet.backends.matching import lies_on
 from incdet.errors import ConfigError
 from incdet.structures import IGNORED, Batch, Target
 
 AGNOSTIC = ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True)
 BUILDS = {"fpn": ("fpn",), "c4": ("c4",), "fpn-agnostic": ("fpn", *AGNOSTIC), "c4-agnostic": ("c4", *AGNOSTIC)}
+BACKENDS = [pytest.param("torchvision"), pytest.param("detectron2", marks=pytest.mark.detectron2)]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
 
 
 @pytest.fixture(params=BUILDS.values(), ids=BUILDS.keys())
-def cfg(request):
-    return tiny_config(*request.param)
+def cfg(request, backend):
+    return tiny_config(*request.param, "BACKEND", backend)
 
 
 @pytest.fixture
@@ -84,8 +91,8 @@ def test_given_boxes_are_used_as_they_are_and_get_no_labels(detector):
 def test_lying_on_a_box_is_a_share_of_the_regions_own_area():
     regions = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [6, 0, 16, 10], [0, 0, 100, 100], [0, 0, 2, 2]])
     ignored = torch.tensor([[0.0, 0, 10, 10], [200, 200, 300, 300]])
-    assert _lies_on(regions, ignored).tolist() == [True, True, False, False, True]
-    assert _lies_on(regions, torch.zeros(0, 4)).tolist() == [False] * 5
+    assert lies_on(regions, ignored).tolist() == [True, True, False, False, True]
+    assert lies_on(regions, torch.zeros(0, 4)).tolist() == [False] * 5
 
 
 IGNORED_BOX = [40, 8, 96, 56]
@@ -159,21 +166,28 @@ def test_anchors_that_were_not_sampled_are_marked_ignored(detector, cfg):
 # ---------------------------------------------------------------------- growing
 
 
+def class_rows(detector) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and biases of the logits, background last; torchvision keeps it first."""
+    layer = detector.roi_heads.box_predictor.cls_score
+    shift = -1 if isinstance(detector, FasterRCNN) else 0
+    return layer.weight.detach().roll(shift, 0), layer.bias.detach().roll(shift, 0)
+
+
 @pytest.mark.parametrize("counts", [(1,), (3,), (1, 2)])
 def test_growing_keeps_old_logits_background_and_boxes_to_the_bit(detector, counts):
     detector.eval()
-    before = copy.deepcopy(detector.roi_heads.box_predictor.state_dict())
+    before = [rows.clone() for rows in class_rows(detector)]
     images = detector.image_pass(Batch(random_images(1), None))
     with torch.no_grad():
         old = detector.region_pass(images)
         for count in counts:
             detector.expand_classes(count)
         new = detector.region_pass(images, [old.boxes])
-    after = detector.roi_heads.box_predictor.state_dict()
     assert detector.num_classes == 2 + sum(counts)
     assert new.logits.shape[1] == 3 + sum(counts)
-    for name, value in before.items():
-        assert torch.equal(after[name][: len(value)], value), name
+    for old_rows, new_rows in zip(before, class_rows(detector), strict=True):
+        assert torch.equal(new_rows[:2], old_rows[:2])
+        assert torch.equal(new_rows[-1], old_rows[-1])
     # The weights keep their bits; a product of another size may still round differently.
     kept = torch.cat([new.logits[:, :2], new.logits[:, -1:]], dim=1)
     torch.testing.assert_close(kept, old.logits, rtol=1e-6, atol=1e-6)
@@ -188,8 +202,8 @@ def test_a_grown_detector_learns_the_new_class(detector):
     regions = detector.region_pass(images)
     sum(detector.losses(images, regions).values()).backward()
     assert (regions.labels == 2).any()
-    # torchvision keeps the background in row 0, so class 2 is row 3.
-    assert detector.roi_heads.box_predictor.cls_score.weight.grad[3].any()
+    row = 3 if isinstance(detector, FasterRCNN) else 2
+    assert detector.roi_heads.box_predictor.cls_score.weight.grad[row].any()
 
 
 # ---------------------------------------------------------------------- another detector's images
@@ -213,7 +227,7 @@ def test_frozen_stages_are_shared_only_where_they_exist_and_are_equal(detector):
     twin = copy.deepcopy(detector)
     assert detector.shares_frozen_stages_with(twin)
     twin.expand_classes(1)
-    twin.rpn.requires_grad_(False)
+    twin.roi_heads.requires_grad_(False)
     assert detector.shares_frozen_stages_with(twin)
     torch.nn.init.zeros_(twin.backbone.body["conv1"].weight)
     assert not detector.shares_frozen_stages_with(twin)
@@ -257,8 +271,8 @@ def test_frozen_stages_keep_their_bits_while_the_others_learn(detector):
 
 
 @pytest.mark.parametrize("neck", ["fpn", "c4"])
-def test_frozen_norms_keep_statistics_and_affine_parameters_everywhere(neck):
-    detector = tiny_detector(tiny_config(neck, "MODEL.BACKBONE.FREEZE_NORM", True)).train()
+def test_frozen_norms_keep_statistics_and_affine_parameters_everywhere(neck, backend):
+    detector = tiny_detector(tiny_config(neck, "BACKEND", backend, "MODEL.BACKBONE.FREEZE_NORM", True)).train()
     before = copy.deepcopy(detector.state_dict())
     train_a_little(detector)
     after = detector.state_dict()
@@ -276,15 +290,15 @@ def test_prediction_leaves_the_mode_as_it_found_it(detector):
     assert all(p.grad is None for p in detector.parameters())
 
 
-def test_test_images_have_their_own_size():
-    cfg = tiny_config("fpn", "INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.MIN_SIZE_TEST", 48)
+def test_test_images_have_their_own_size(backend):
+    cfg = tiny_config("fpn", "BACKEND", backend, "INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.MIN_SIZE_TEST", 48)
     detector = tiny_detector(cfg)
     assert detector.train().image_pass(random_batch(1)).image_sizes == [(32, 48)]
     assert detector.eval().image_pass(random_batch(1)).image_sizes == [(48, 72)]
 
 
-def test_targets_follow_the_resized_image():
-    detector = tiny_detector(tiny_config("fpn", "INPUT.MIN_SIZE_TRAIN", (32,))).train()
+def test_targets_follow_the_resized_image(backend):
+    detector = tiny_detector(tiny_config("fpn", "BACKEND", backend, "INPUT.MIN_SIZE_TRAIN", (32,))).train()
     batch = one_image([[8, 16, 40, 48]], [1])
     images = detector.image_pass(batch)
     assert images.targets[0].boxes.tolist() == [[4, 8, 20, 24]]
@@ -359,26 +373,57 @@ def test_another_reading_replaces_the_logits_at_prediction_only(detector):
 # ---------------------------------------------------------------------- configuration
 
 
-def test_mobilenet_detects_too():
-    detector = tiny_detector(tiny_config("fpn", "MODEL.BACKBONE.NAME", "mobilenet_v2", "MODEL.BACKBONE.WIDTH", 64))
+def test_mobilenet_detects_too(backend):
+    cfg = tiny_config("fpn", "BACKEND", backend, "MODEL.BACKBONE.NAME", "mobilenet_v2", "MODEL.BACKBONE.WIDTH", 64)
+    detector = tiny_detector(cfg)
     train_a_little(detector.train())
     assert len(detector.predict(random_images(1))) == 1
+
+
+def test_channels_in_the_other_order_are_the_same_picture(backend):
+    """BGR with mean, deviation and first convolution turned round sees what RGB sees."""
+    mean, deviation = (120.0, 110.0, 100.0), (60.0, 50.0, 40.0)
+    pixels = "MODEL.PIXEL_MEAN", mean, "MODEL.PIXEL_STD", deviation
+    turned = "MODEL.PIXEL_MEAN", mean[::-1], "MODEL.PIXEL_STD", deviation[::-1], "INPUT.FORMAT", "BGR"
+    rgb = tiny_detector(tiny_config("fpn", "BACKEND", backend, *pixels)).eval()
+    bgr = tiny_detector(tiny_config("fpn", "BACKEND", backend, *turned)).eval()
+    stem = bgr.backbone.body["conv1"].weight
+    stem.data = stem.data.flip(1)
+    images, boxes = random_images(1), [torch.tensor([[10.0, 10.0, 50.0, 40.0]])]
+    with torch.no_grad():
+        for one, other in zip(rgb.region_features(images, boxes), bgr.region_features(images, boxes), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        passes = [detector.image_pass(Batch(images, None)).objectness for detector in (rgb, bgr)]
+    torch.testing.assert_close(*passes, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (("MODEL.NECK", "dc5"), r"MODEL\.NECK: expected fpn or c4, got 'dc5'"),
+        (("INPUT.FORMAT", "HSV"), r"INPUT\.FORMAT: expected RGB or BGR, got 'HSV'"),
+        (("MODEL.BACKBONE.NORM", "GN"), r"MODEL\.BACKBONE\.NORM: expected one of BN, FrozenBN, none, got 'GN'"),
+    ],
+)
+def test_a_model_that_cannot_be_built_names_the_key(backend, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny_detector(tiny_config("fpn", "BACKEND", backend, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
         (("MODEL.ANCHOR_GENERATOR.SIZES", ((32,), (64,))), r"MODEL\.ANCHOR_GENERATOR\.SIZES: expected 5 tuple.*got 2"),
+        (("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", ((1.0,),) * 2), r"ASPECT_RATIOS: expected 1 or 5 tuple.*got 2"),
         (("BACKEND", "mmdet"), r"BACKEND: expected one of torchvision.*'mmdet'"),
     ],
 )
-def test_a_model_that_cannot_be_built_names_the_key(overrides, message):
+def test_torchvision_refuses_what_it_cannot_build(overrides, message):
     with pytest.raises(ConfigError, match=message):
         tiny_detector(tiny_config("fpn", *overrides))
 
 
-def test_c4_needs_a_resnet():
-    cfg = tiny_config("c4", "MODEL.BACKBONE.NAME", "mobilenet_v2", "MODEL.BACKBONE.WIDTH", 64)
+def test_c4_needs_a_resnet(backend):
+    cfg = tiny_config("c4", "BACKEND", backend, "MODEL.BACKBONE.NAME", "mobilenet_v2", "MODEL.BACKBONE.WIDTH", 64)
     with pytest.raises(ConfigError, match=r"MODEL\.NECK c4 needs a ResNet.*mobilenet_v2"):
         tiny_detector(cfg)
