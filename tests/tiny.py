@@ -21,6 +21,7 @@ from incdet.data.loader import train_loader
 from incdet.data.records import DetectionDataset, ImageRecord
 from incdet.data.views import TaskView, task_view
 from incdet.engine import inference
+from incdet.engine.latents import collect_pairs
 from incdet.engine.learner import Learner, freeze_copy
 from incdet.methods.base import Method, TaskContext
 from incdet.structures import Batch, Target
@@ -122,6 +123,9 @@ class World:
         def features(detector, images, description):
             return inference.visible_features(detector, images, self.cfg, self.fabric, description)
 
+        def latent_pairs(images, background, limit):
+            return collect_pairs(teacher, student, images, self.cfg, self.fabric, background, limit, seed=0)
+
         given = {
             "cfg": self.cfg,
             "stream": self.stream,
@@ -134,6 +138,9 @@ class World:
             "task_folder": folder,
             "detect": detect,
             "features": features,
+            "latent_pairs": lambda *given: collect_pairs(
+                teacher, student, given[0], self.cfg, self.fabric, *given[1:], 0
+            ),
             "is_main": True,
         }
         return TaskContext(**{**given, **changes})

@@ -8,12 +8,22 @@ of the current model and returns where the previous model would have had them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from incdet.errors import MethodError
+
+
+@dataclass(frozen=True)
+class LatentPairs:
+    """The same regions of the current task's images through two models."""
+
+    old: Tensor  # (R, D) of the previous model
+    new: Tensor  # (R, D) of the current model
+    labels: Tensor  # (R,) the visible object's class, in stream order; -1 = a proposal that lies on none
 
 
 class Aligner(nn.Module, ABC):

@@ -14,8 +14,9 @@ are. At prediction nobody knows; here that is the oracle, for comparison, and wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -76,22 +77,42 @@ def find_gate(name: str) -> Gate:
     return GATES[name]
 
 
-class GatedAligner(nn.Module):
-    """An aligner that moves the rows its gate picks and leaves the others to the bit; it fits a detector's slot."""
+@dataclass(frozen=True)
+class Link:
+    """One task's aligner: from the detector after the task to the one before it, which knew ``num_old`` classes."""
 
-    def __init__(self, aligner: Aligner, num_old: int, gate: Gate = predicted_old) -> None:
+    aligner: Aligner
+    num_old: int
+
+
+class AlignerChain(nn.Module):
+    """The aligners of all later tasks behind one gate; what the gate leaves stays to the bit. Fits a detector's slot.
+
+    Classes that task k taught are read where task k left them: their features go back through the aligners of the
+    tasks t, t - 1, ..., k + 1. Each link has its own say of a row, by its own number of old classes, and always of the
+    features as they came in.
+
+    Args:
+        links: one per task from the second on, oldest first; without any, nothing moves.
+        gate: which rows a link moves.
+    """
+
+    def __init__(self, links: Sequence[Link], gate: Gate = predicted_old) -> None:
         super().__init__()
-        self.aligner = aligner
-        self.num_old = num_old
+        self.aligners = nn.ModuleList(link.aligner for link in links)
+        self.nums_old = [link.num_old for link in links]
         self.gate = gate
 
     @property
     def stamps(self) -> tuple[str, ...]:
-        """What every result, table and report that used this aligner has to carry."""
+        """What every result, table and report that used this chain has to carry."""
         return ("oracle",) if isinstance(self.gate, Oracle) else ()
 
     @torch.no_grad()
     def forward(self, features: Tensor, predictor: Predictor) -> Tensor:
         """Features (R, D), moved where the gate says so."""
-        moved = self.gate(features, predictor, self.aligner, self.num_old)
-        return torch.where(moved[:, None], self.aligner(features), features)
+        aligned = features
+        for aligner, num_old in reversed(list(zip(self.aligners, self.nums_old, strict=True))):
+            moved = self.gate(features, predictor, cast("Aligner", aligner), num_old)
+            aligned = torch.where(moved[:, None], aligner(aligned), aligned)
+        return aligned

@@ -13,7 +13,8 @@ A teacher looks at the student's images and boxes, without targets: ``teacher.im
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +29,11 @@ Predictor = Callable[[Tensor], tuple[Tensor, Tensor]]
 RegionTransform = Callable[[Tensor, Predictor], Tensor]
 
 BASE_LOSSES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
+
+
+def scale_of(boxes: Tensor, new: Sequence[int], old: Sequence[int]) -> Tensor:
+    """The factors (4,) that take boxes from an image of size ``old`` (h, w) to the same image of size ``new``."""
+    return boxes.new_tensor([new[1] / old[1], new[0] / old[0]]).repeat(2)
 
 
 class Detector(nn.Module, ABC):
@@ -75,8 +81,41 @@ class Detector(nn.Module, ABC):
         """The library's own losses under the names in ``BASE_LOSSES``, except those in ``skip``."""
 
     @abstractmethod
+    def predictor(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Region features (R, D) to logits (R, K + 1), background last, and deltas (R, K, 4) or (R, 1, 4)."""
+
+    @abstractmethod
+    def detections(
+        self, outputs: ImageOutputs, logits: Tensor, deltas: Tensor, images: list[Tensor]
+    ) -> list[Detections]:
+        """What logits and deltas of all proposals come to, after NMS, in each image's own pixels."""
+
+    @torch.no_grad()
     def predict(self, images: list[Tensor]) -> list[Detections]:
         """The objects in each image, in its own pixels. Takes no targets, so none can leak."""
+        with self.evaluating():
+            outputs = self.image_pass(Batch(images, targets=None))
+            regions = self.region_pass(outputs)
+            logits = regions.logits if self.read_out is None else self.read_out(regions.features, self.predictor)
+            return self.detections(outputs, logits, regions.deltas, images)
+
+    @torch.no_grad()
+    def proposals(self, images: list[Tensor]) -> list[Tensor]:
+        """The boxes (r, 4) that the second stage would look at, best first, in each image's own pixels."""
+        with self.evaluating():
+            outputs = self.image_pass(Batch(images, targets=None))
+            sizes = zip(outputs.proposals, images, outputs.image_sizes, strict=True)
+            return [boxes * scale_of(boxes, image.shape[-2:], size) for boxes, image, size in sizes]
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """In eval mode, and afterwards in the mode of before."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     @abstractmethod
     def region_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:

@@ -222,19 +222,14 @@ class TorchvisionDetector(FasterRCNN, Detector):
         pooled = self.roi_heads.box_roi_pool(features, [r["boxes"] for r in resized], prepared.image_sizes)
         return list(self.roi_heads.box_head(pooled).split([len(b) for b in boxes]))
 
-    @torch.no_grad()
-    def predict(self, images: list[Tensor]) -> list[Detections]:
-        was_training = self.training
-        self.eval()
-        outputs = self.image_pass(Batch(images, targets=None))
-        regions = self.region_pass(outputs)
-        logits = regions.logits if self.read_out is None else self.read_out(regions.features, self.predictor)
+    def detections(
+        self, outputs: ImageOutputs, logits: Tensor, deltas: Tensor, images: list[Tensor]
+    ) -> list[Detections]:
         boxes, scores, labels = self.roi_heads.postprocess_detections(
-            _background_first(logits), self._native_deltas(regions.deltas), outputs.proposals, outputs.image_sizes
+            _background_first(logits), self._native_deltas(deltas), outputs.proposals, outputs.image_sizes
         )
         found = [{"boxes": b} for b in boxes]
         found = self.transform.postprocess(found, outputs.image_sizes, [tuple(i.shape[-2:]) for i in images])
-        self.train(was_training)
         return [Detections(f["boxes"], s, lab - 1) for f, s, lab in zip(found, scores, labels, strict=True)]
 
     def _native_deltas(self, deltas: Tensor) -> Tensor:

@@ -55,9 +55,10 @@ class Learner(nn.Module):
         images = self.student.image_pass(batch)
         regions = self.student.region_pass(images)
         losses = self.student.losses(images, regions, skip=self._replaced_now())
-        step = Step(self.task, batch, Pass(self.student, images, lambda: regions), None)
+        step = Step(self.task, batch, Pass(self.student, lambda: images, lambda: regions), None)
         if self.teacher is not None:
-            step = replace(step, teacher=self._teacher_pass(self.teacher, images, regions.boxes_per_image(len(batch))))
+            boxes = regions.boxes_per_image(len(batch))
+            step = replace(step, teacher=TeacherPass(self.teacher, images, boxes, self._share_frozen))
         for method in self.methods:
             for name, value in method.losses(step).items():
                 if name in losses:
@@ -69,17 +70,16 @@ class Learner(nn.Module):
         """Nothing is replaced in the first task: there is nothing to remember yet."""
         return self.replaced if self.task.old else frozenset()
 
-    @torch.no_grad()
-    def _teacher_pass(self, teacher: Detector, images: ImageOutputs, boxes: list[Tensor]) -> Pass:
-        """The teacher's pass over the student's images and boxes."""
-        return TeacherPass(teacher, teacher.image_pass_like(images, self._share_frozen), boxes)
-
 
 class TeacherPass(Pass):
-    """A pass without gradients, whose regions are computed when a method asks for them."""
+    """A teacher's pass over the student's images and boxes, without gradients and only as far as methods ask."""
 
-    def __init__(self, detector: Detector, images: ImageOutputs, boxes: list[Tensor]) -> None:
-        super().__init__(detector, images, lambda: self.regions_on(boxes))
+    def __init__(self, detector: Detector, seen: ImageOutputs, boxes: list[Tensor], share_frozen: bool) -> None:
+        @torch.no_grad()
+        def look() -> ImageOutputs:
+            return detector.image_pass_like(seen, share_frozen)
+
+        super().__init__(detector, look, lambda: self.regions_on(boxes))
 
     @torch.no_grad()
     def regions_on(self, boxes: list[Tensor]) -> RegionOutputs:

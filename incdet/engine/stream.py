@@ -17,17 +17,19 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 import incdet
+from incdet.align.base import LatentPairs
 from incdet.backends import build_detector, read_model
 from incdet.backends.base import Detector
 from incdet.backends.weights import load_into, save_model
 from incdet.config import config_for_task, diff, get_cfg
 from incdet.data.manifest import protocol_manifest
 from incdet.data.views import TaskView, TrainImage
-from incdet.engine import inference
+from incdet.engine import inference, latents
 from incdet.engine.learner import Learner, freeze_copy
 from incdet.engine.loop import Trained, train_task
 from incdet.engine.protocol import Problem, first_task_key
-from incdet.errors import ConfigError
+from incdet.engine.slots import install_slots
+from incdet.errors import ConfigError, MethodError
 from incdet.evaluation.predictions import Predictions, write_predictions
 from incdet.evaluation.results import read_task_result, run_results, task_result, write_result
 from incdet.files import atomic_path, read_json, remove_leftovers, write_atomic, write_json
@@ -227,6 +229,12 @@ class Run:
         def features(detector: Detector, images: Sequence[TrainImage], description: str) -> list[Tensor]:
             return inference.visible_features(detector, images, cfg, self.fabric, description)
 
+        def latent_pairs(images: Sequence[TrainImage], background: int, limit: int) -> LatentPairs:
+            if teacher is None:
+                raise MethodError("Latents in pairs need a teacher: the method must set needs_teacher.")
+            seed = derive_seed(self.cfg.SEED, "latents", task.index)
+            return latents.collect_pairs(teacher, student, images, cfg, self.fabric, background, limit, seed)
+
         return TaskContext(
             cfg=cfg,
             stream=self.stream,
@@ -239,6 +247,7 @@ class Run:
             task_folder=self.task_folder(task),
             detect=detect,
             features=features,
+            latent_pairs=latent_pairs,
             is_main=self.fabric.is_global_zero,
         )
 
@@ -246,10 +255,7 @@ class Run:
         """Detect on all test images and write predictions and result; no process goes on before they are there."""
         began = time.perf_counter()
         test, folder = self.problem.test, self.task_folder(task)
-        for slot in ("align", "read_out"):
-            owner = next((method for method in self.methods if getattr(type(method), slot) is not None), None)
-            if owner is not None and task.old:
-                setattr(student, "region_transform" if slot == "align" else slot, getattr(owner, slot))
+        install_slots(student, self.methods, folder)
         paths = [image.path for image in test.images]
         found = inference.detect(student, paths, self.cfg, self.fabric, f"test after task {task.index}")
         if self.fabric.is_global_zero:

@@ -78,7 +78,7 @@ def _refuse_two_owners(classes: dict[str, type[Method]]) -> None:
     """A base loss, the aligner's slot and the read-out can each belong to one method only."""
     owner: dict[str, str] = {}
     for name, kind in classes.items():
-        slots = [slot for slot in ("align", "read_out") if getattr(kind, slot) is not None]
+        slots = [slot for slot in ("aligner", "read_out") if getattr(kind, slot) is not getattr(Method, slot)]
         for place in (*kind.replaces, *slots):
             if place in owner:
                 raise MethodError(f"METHODS: both {owner[place]} and {name} provide {place}; keep one of them.")

@@ -16,10 +16,14 @@ from typing import Any, ClassVar, Protocol
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from incdet.align.base import LatentPairs
 from incdet.data.records import DetectionDataset
 from incdet.data.views import TaskView, TrainImage
 from incdet.structures import Batch, Detections, ImageOutputs, RegionOutputs
 from incdet.tasks import TaskSpec, TaskStream
+
+# Called with region features (R, D) and the predictor, which makes logits and deltas of them; never given targets.
+RegionReading = Callable[[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]], Tensor]
 
 
 class DetectorLike(Protocol):
@@ -38,10 +42,20 @@ class DetectorLike(Protocol):
 class Pass:
     """One detector's view of the current batch: its image outputs, its regions, and regions on any other boxes."""
 
-    def __init__(self, detector: DetectorLike, images: ImageOutputs, regions: Callable[[], RegionOutputs]) -> None:
+    def __init__(
+        self,
+        detector: DetectorLike,
+        images: Callable[[], ImageOutputs],
+        regions: Callable[[], RegionOutputs],
+    ) -> None:
         self.detector = detector
-        self.images = images
+        self._images = images
         self._regions = regions
+
+    @cached_property
+    def images(self) -> ImageOutputs:
+        """A teacher's are computed when first asked for: not every method does."""
+        return self._images()
 
     @cached_property
     def regions(self) -> RegionOutputs:
@@ -82,6 +96,8 @@ class TaskContext:
     task_folder: Path
     detect: Callable[[Any, Sequence[TrainImage], str], list[Detections]]  # (detector, images, what for)
     features: Callable[[Any, Sequence[TrainImage], str], list[Tensor]]  # (n, D) of each image's visible boxes
+    # (images, background regions per image, at most so many latents) -> the same regions through teacher and student
+    latent_pairs: Callable[[Sequence[TrainImage], int, int], LatentPairs]
     is_main: bool  # this process writes files; the others wait for it and read them
 
 
@@ -131,9 +147,17 @@ class Method:
         """New loss terms, or base losses under their own names; each is summed with weight one."""
         return {}
 
-    # At most one method each; both are called as (features (R, D), predictor) and never given targets.
-    align: ClassVar[Callable[..., Tensor] | None] = None  # features -> aligned features, before the predictor
-    read_out: ClassVar[Callable[..., Tensor] | None] = None  # features -> logits (R, K + 1), at prediction only
+    def aligner(self, folder: Path) -> RegionReading | None:
+        """What moves region features before the predictor, at prediction: (R, D) to (R, D).
+
+        Args:
+            folder: of the model's file, where ``end_task`` wrote (``TaskContext.task_folder``).
+        """
+        return None
+
+    def read_out(self, folder: Path) -> RegionReading | None:
+        """What reads region features in the predictor's place, at prediction: (R, D) to logits (R, K + 1)."""
+        return None
 
     def update_transforms(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Act on the parameters after the optimiser step, by name."""

@@ -24,7 +24,7 @@ from fvcore.nn import giou_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from incdet.backends.base import Detector
+from incdet.backends.base import Detector, scale_of
 from incdet.backends.detectron2 import backbone as _registers_shared_backbones  # noqa: F401
 from incdet.backends.detectron2.config import native, refuse_elsewhere
 from incdet.backends.detectron2.heads import IncrementalROIHeads, IncrementalRPN
@@ -131,6 +131,13 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
             "freeze_norm": cfg.MODEL.BACKBONE.FREEZE_NORM,
         }
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A learner holds this detector: as a sub-module of it, it would make the module tree endless."""
+        if name == "learner":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def num_classes(self) -> int:
         return self.roi_heads.num_classes
@@ -196,7 +203,7 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
             if size != (height, width):
                 image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
             resized.append(image)
-            scaled.append(found * found.new_tensor([size[1] / width, size[0] / height]).repeat(2))
+            scaled.append(found * scale_of(found, size, (height, width)))
         return resized, scaled
 
     # ------------------------------------------------------------------ second stage
@@ -210,8 +217,8 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
         pooled = self.roi_heads.pool(outputs.features, boxes)
         features = self.roi_heads.head(pooled)
         if self.region_transform is not None:
-            features = self.region_transform(features, self.roi_heads.predict)
-        logits, deltas = self.roi_heads.predict(features)
+            features = self.region_transform(features, self.predictor)
+        logits, deltas = self.predictor(features)
         counts = torch.tensor([len(b) for b in boxes], device=features.device)
         image_index = torch.arange(len(boxes), device=features.device).repeat_interleave(counts)
         return RegionOutputs(pooled, features, logits, deltas, torch.cat(boxes), image_index, **sampled)
@@ -235,22 +242,15 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
         weights = rpn.loss_weight | predictor.loss_weight
         return {name: loss * weights.get(name, 1.0) for name, loss in losses.items()}
 
-    @torch.no_grad()
-    def predict(self, images: list[Tensor]) -> list[Detections]:
-        was_training = self.training
-        self.eval()
-        found = self._detect(self.image_pass(Batch(images, targets=None)))
-        self.train(was_training)
+    def predictor(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.roi_heads.predict(features)
+
+    def detections(
+        self, outputs: ImageOutputs, logits: Tensor, deltas: Tensor, images: list[Tensor]
+    ) -> list[Detections]:
+        found = self.roi_heads.detect(logits, deltas, outputs.proposals, outputs.image_sizes)
         scaled = [detector_postprocess(f, *i.shape[-2:]) for f, i in zip(found, images, strict=True)]
         return [Detections(f.pred_boxes.tensor, f.scores, f.pred_classes) for f in scaled]
-
-    def _detect(self, outputs: ImageOutputs) -> list[Instances]:
-        """The detections of a pass without targets, in the pixels of the resized images."""
-        regions = self.region_pass(outputs)
-        logits = regions.logits
-        if self.read_out is not None:
-            logits = self.read_out(regions.features, self.roi_heads.predict)
-        return self.roi_heads.detect(logits, regions.deltas, outputs.proposals, outputs.image_sizes)
 
     # ------------------------------------------------------------------ Detectron2's own interface
 
@@ -277,7 +277,10 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
         if detected_instances is not None:
             return super().inference(batched_inputs, detected_instances, do_postprocess)
         images = self.preprocess_image(batched_inputs)
-        found = self._detect(self._first_stage(images, self._frozen_pass(images.tensor)))
+        outputs = self._first_stage(images, self._frozen_pass(images.tensor))
+        regions = self.region_pass(outputs)
+        logits = regions.logits if self.read_out is None else self.read_out(regions.features, self.predictor)
+        found = self.roi_heads.detect(logits, regions.deltas, outputs.proposals, outputs.image_sizes)
         return self._postprocess(found, batched_inputs, images.image_sizes) if do_postprocess else found
 
     def _batch(self, inputs: list[dict[str, Any]]) -> ResizedBatch:

@@ -1,0 +1,32 @@
+"""What methods put between a detector's region features and its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from incdet.backends.base import Detector, RegionTransform
+from incdet.methods.base import Method
+
+
+def install_slots(detector: Detector, methods: Sequence[Method], folder: Path) -> None:
+    """Give the detector its aligner and its other reading, where a method has them.
+
+    Args:
+        detector: a trained one, on its device.
+        methods: that it was trained with.
+        folder: of its file.
+
+    Raises:
+        CheckpointError: what a method kept beside the model is missing or damaged.
+    """
+    device = next(detector.parameters()).device
+    for slot, hook in (("region_transform", "aligner"), ("read_out", "read_out")):
+        found = (getattr(method, hook)(folder) for method in methods)
+        reading: RegionTransform | None = next((one for one in found if one is not None), None)
+        if isinstance(reading, nn.Module):
+            reading = partial(reading.to(device))  # a module would become a part of the detector and of its weights
+        setattr(detector, slot, reading)
