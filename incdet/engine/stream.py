@@ -99,7 +99,7 @@ class Run:
             folder = self.task_folder(task)
             if not (folder / MODEL_FILE).exists():
                 raise ConfigError(f"{folder} holds no model; learn task {task.index} before testing it.")
-            student = self._finished(task)
+            student = self.finished(task)
             before = folder / "result.json"
             kept = read_task_result(before) if before.exists() else {"train": {}, "extra": {}}
             self._test(student, task, kept["train"], kept["extra"])
@@ -213,7 +213,8 @@ class Run:
         student.expand_classes(task.num_new)
         return student, teacher
 
-    def _finished(self, task: TaskSpec) -> Detector:
+    def finished(self, task: TaskSpec) -> Detector:
+        """The detector as a finished task left it."""
         student = build_detector(_without_weights(self.task_configs[task.index - 1]), task.num_seen)
         self._load_model(self.task_folder(task) / MODEL_FILE, student)
         return student.to(self.fabric.device)

@@ -1,0 +1,58 @@
+"""``incdet alignment``: what each aligner behind each gate is worth to finished runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from incdet.align.fit import PRESETS
+from incdet.config import get_cfg
+from incdet.engine.alignment import FILE, study_alignment
+from incdet.engine.launch import build_fabric
+from incdet.engine.stream import Run
+from incdet.errors import ConfigError
+from incdet.files import read_json
+from incdet.report.alignment import alignment_table
+
+EPILOG = """examples:
+  incdet alignment output/shapes/10+10/finetune
+  incdet alignment output/shapes_table/10+10/*/seed_* --presets detection detection_10+10
+
+Needs no training: the aligners are fitted from the models that the run left, on the images of its task. Writes
+task_<t>/alignment.json, which the run's report shows; what is there already is not done again.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
+    parser.add_argument("--task", type=int, metavar="T", help="align task T with the one before it (default: the last)")
+    parser.add_argument(
+        "--presets", nargs="+", default=["detection"], choices=PRESETS, metavar="NAME", help="of the energy network"
+    )
+    parser.add_argument(
+        "--background", type=int, default=4, metavar="N", help="proposals per image (default: %(default)s)"
+    )
+    parser.add_argument("--latents", type=int, default=20000, metavar="N", help="at most (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="measure again what was measured before")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    studies: dict[str, Mapping[str, Any]] = {}
+    for folder in arguments.runs:
+        cfg = get_cfg()
+        if not (folder / "config.yaml").exists():
+            raise ConfigError(f"{folder} holds no run: it has no config.yaml. Give the OUTPUT_DIR of a finished one.")
+        cfg.merge_from_file(folder / "config.yaml")
+        cfg.merge_from_list(["OUTPUT_DIR", str(folder)])
+        fabric = build_fabric(cfg.SOLVER.PRECISION)
+        fabric.launch()
+        finished = Run(cfg, fabric, resume=True)
+        index = arguments.task or len(finished.stream)
+        path = folder / f"task_{index}" / FILE
+        if arguments.again or not path.exists():
+            settings = {f"energy ({name})": PRESETS[name] for name in arguments.presets}
+            study_alignment(finished, index, settings, arguments.background, arguments.latents)
+        studies[str(folder)] = read_json(path, "a study of aligners")
+    print(alignment_table(list(studies.values())))
