@@ -5,6 +5,8 @@ are. At prediction nobody knows; here that is the oracle, for comparison, and wh
 
 - ``predicted_old``: rows that the unaligned model classifies as an old class. What it takes for background is left:
   most regions are background, so to move these too would be ``all``.
+- ``not_new``: rows that it does not classify as a new class: old ones, and what it takes for background, where a
+  detector that was merely fine-tuned leaves all its old objects (ours).
 - ``all``: every row.
 - ``energy``: rows that look old to the energy network, those scoring above nearly all of the current task's latents of
   the current model. Scores of the *old* latents would make no threshold: the fit drives them above whatever the current
@@ -36,6 +38,13 @@ def predicted_old(features: Tensor, predictor: Predictor, aligner: Aligner, num_
     return predictor(features)[0].argmax(dim=1) < num_old
 
 
+def not_new(features: Tensor, predictor: Predictor, aligner: Aligner, num_old: int) -> Tensor:
+    """Rows whose unaligned features are classified as an old class or as background."""
+    logits = predictor(features)[0]
+    found = logits.argmax(dim=1)
+    return (found < num_old) | (found == logits.shape[1] - 1)
+
+
 def every_row(features: Tensor, predictor: Predictor, aligner: Aligner, num_old: int) -> Tensor:
     return torch.ones(len(features), dtype=torch.bool, device=features.device)
 
@@ -64,7 +73,7 @@ class Oracle:
         return ((self.labels >= 0) & (self.labels < num_old)).to(features.device)
 
 
-GATES: dict[str, Gate] = {"predicted_old": predicted_old, "all": every_row, "energy": energy}
+GATES: dict[str, Gate] = {"predicted_old": predicted_old, "not_new": not_new, "all": every_row, "energy": energy}
 
 
 def find_gate(name: str) -> Gate:

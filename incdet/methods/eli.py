@@ -40,7 +40,7 @@ class Eli(Method):
         "STEPS": None,
         "STEP_SIZE": None,
         "RIDGE_STRENGTH": RIDGE_STRENGTH,
-        "GATE": "predicted_old",  # or all, energy: incdet/align/gates.py. The release asks the ground truth
+        "GATE": "predicted_old",  # or not_new, all, energy: incdet/align/gates.py. The release asks the ground truth
         "BACKGROUND": 4,  # proposals per image beside the objects. Ours; the release takes objects only
         "LATENTS": 20000,  # regions at most. Ours; the release takes 450 steps' worth of regions
     }

@@ -76,7 +76,7 @@ def test_the_oracle_moves_by_the_labels_it_was_given_and_says_so():
     assert moved(gated) == [True, False, True, False]
     assert moved(AlignerChain([Link(shifting(), 2)], Oracle(torch.tensor([-1, 0, 1, 2])))) == [False, True, True, False]
     assert gated.stamps == ("oracle",)
-    assert [AlignerChain([Link(shifting(), 2)], gate).stamps for gate in GATES.values()] == [()] * 3
+    assert [AlignerChain([Link(shifting(), 2)], gate).stamps for gate in GATES.values()] == [()] * 4
 
 
 @pytest.mark.parametrize("gate", [*GATES.values(), Oracle(LABELS)])
@@ -134,6 +134,10 @@ def test_links_are_passed_from_the_newest_to_the_oldest():
     assert AlignerChain([Link(shift, 2), Link(doubling, 2)], find_gate("all"))(features, predictor).tolist() == [
         [9.0] * 4
     ]
+
+
+def test_what_is_not_taken_for_a_new_class_may_be_an_old_one_missed():
+    assert moved(AlignerChain([Link(shifting(), 2)], find_gate("not_new"))) == [True, False, True, True]
 
 
 def test_without_a_link_nothing_moves():
