@@ -13,7 +13,6 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
-from incdet.backends import load_detector
 from incdet.backends.base import Detector
 from incdet.cli.models import MODEL_FILE, find_model
 from incdet.cli.new_data import (
@@ -26,13 +25,15 @@ from incdet.cli.new_data import (
     with_stand_ins,
     write_once,
 )
-from incdet.config import CfgNode, config_for_task, get_cfg
+from incdet.config import CfgNode, config_for_task
 from incdet.engine import inference
 from incdet.engine.launch import build_fabric
+from incdet.engine.slots import load_predictor
 from incdet.engine.stream import Run
 from incdet.errors import ConfigError, MethodError
 from incdet.files import write_atomic
 from incdet.methods import build_methods
+from incdet.methods.eli import FILE as ALIGNER_FILE
 from incdet.report.html import write_report
 from incdet.report.narrative import narrate
 from incdet.report.runs import read_runs
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.resume and out.exists() and (out.is_file() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is not empty. Go on with what is there by --resume, or choose another folder.")
     file = find_model(arguments.model)
-    detector, old, stored = load_detector(file, get_cfg())
+    detector, old, stored = load_predictor(file)
     cfg = configure(stored, arguments)
     new = load_new_data(data_name(arguments.data), cfg.DATASETS.ROOT, arguments.classes, old)
     added, train = ", ".join(new.classes[len(old) :]), out / "data" / "train.json"
@@ -83,7 +84,8 @@ def run(arguments: argparse.Namespace) -> None:
     fabric = build_fabric(cfg.SOLVER.PRECISION)
     fabric.launch()
     save_set(train, new.train)
-    write_once(out / "task_1" / MODEL_FILE, file.read_bytes())
+    for kept in _kept(file.parent, file.name):
+        write_once(out / "task_1" / (MODEL_FILE if kept == file else kept.name), kept.read_bytes())
     cfg.merge_from_list(["DATASETS.TRAIN", (set_name(train, new.train),), *_task_keys(new)])
     cfg.merge_from_list(_test_keys(arguments, new, detector, cfg, fabric))
 
@@ -92,7 +94,8 @@ def run(arguments: argparse.Namespace) -> None:
         stream_run.evaluate(1)
     results = stream_run.learn()
     print_summary(results)
-    write_atomic(out / MODEL_FILE, (out / "task_2" / MODEL_FILE).read_bytes())
+    for kept in _kept(out / "task_2", MODEL_FILE):
+        write_atomic(out / kept.name, kept.read_bytes())
     page = out / "report.html"
     write_report([out], page, f"Adding {added}: what was learned, and what it cost")
     print()
@@ -101,6 +104,11 @@ def run(arguments: argparse.Namespace) -> None:
     if results["matrix"]["voc_area_50"][0][0] is None:
         print("Nothing is known of what it forgot: no old object is in the images it was tested on. Give --old-test.")
     print(f"model: {out / MODEL_FILE}\nreport: {page}")
+
+
+def _kept(folder: Path, model: str) -> list[Path]:
+    """A model's file and what methods keep beside it."""
+    return [path for path in (folder / model, folder / ALIGNER_FILE) if path.exists()]
 
 
 def configure(stored: CfgNode, arguments: argparse.Namespace) -> CfgNode:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from incdet.align.fit import PRESETS
 from incdet.config import get_cfg
@@ -13,8 +11,8 @@ from incdet.engine.alignment import FILE, study_alignment
 from incdet.engine.launch import build_fabric
 from incdet.engine.stream import Run
 from incdet.errors import ConfigError
-from incdet.files import read_json
-from incdet.report.alignment import alignment_table
+from incdet.report.alignment import alignment_table, read_study
+from incdet.report.html import write_report
 
 EPILOG = """examples:
   incdet alignment output/shapes/10+10/finetune
@@ -39,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    studies: dict[str, Mapping[str, Any]] = {}
+    studies = []
     for folder in arguments.runs:
         cfg = get_cfg()
         if not (folder / "config.yaml").exists():
@@ -54,5 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.again or not path.exists():
             settings = {f"energy ({name})": PRESETS[name] for name in arguments.presets}
             study_alignment(finished, index, settings, arguments.background, arguments.latents)
-        studies[str(folder)] = read_json(path, "a study of aligners")
-    print(alignment_table(list(studies.values())))
+        studies.append(read_study(path))
+        write_report([folder], folder / "report.html")
+    print(alignment_table(studies))
+    print("Pictures, and each class: report.html in the folders of the runs.")

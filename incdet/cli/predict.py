@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from incdet.backends import load_detector
 from incdet.backends.base import Detector
 from incdet.cli.models import find_model
-from incdet.config import CfgNode, get_cfg
+from incdet.config import CfgNode
 from incdet.data.images import read_image
 from incdet.engine.launch import build_fabric
+from incdet.engine.slots import load_predictor
 from incdet.errors import ConfigError, DataError
 from incdet.evaluation.predictions import Predictions, write_predictions
 from incdet.files import write_atomic, write_json
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.score <= 1:
         raise ConfigError(f"--score must lie between 0 and 1, got {arguments.score:g}.")
     paths = find_images(arguments.images, arguments.recursive, arguments.out)
-    detector, classes, cfg = load_detector(find_model(arguments.model), get_cfg())
+    detector, classes, cfg = load_predictor(find_model(arguments.model))
     fabric = build_fabric(cfg.SOLVER.PRECISION)
     fabric.launch()
     detector.to(fabric.device)

@@ -6,10 +6,28 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from fvcore.common.config import CfgNode
 from torch import nn
 
+from incdet.backends import load_detector
 from incdet.backends.base import Detector, RegionTransform
+from incdet.config import get_cfg
+from incdet.methods import build_methods
 from incdet.methods.base import Method
+
+
+def load_predictor(path: Path) -> tuple[Detector, tuple[str, ...], CfgNode]:
+    """The detector of a ``model.safetensors`` as it was tested: with what its methods kept beside the file.
+
+    Returns:
+        The detector, its classes in the order of its labels, and its configuration.
+
+    Raises:
+        CheckpointError: the file, or what belongs beside it, is missing, damaged or not incdet's.
+    """
+    detector, classes, cfg = load_detector(path, get_cfg())
+    install_slots(detector, build_methods(cfg), path.parent)
+    return detector, classes, cfg
 
 
 def install_slots(detector: Detector, methods: Sequence[Method], folder: Path) -> None:

@@ -65,8 +65,7 @@ class Eli(Method):
         pairs = context.latent_pairs(context.view.images, self.cfg.BACKGROUND, self.cfg.LATENTS)
         collected = time.perf_counter()
         aligner = self._fit(pairs, derive_seed(context.cfg.SEED, "eli", context.task.index))
-        earlier = load_chain(context.run_folder / f"task_{context.task.index - 1}" / FILE)
-        save_chain(path, [*earlier, Link(aligner, context.task.num_old)], background=self.cfg.BACKGROUND)
+        save_chain(path, [*self._earlier(context), Link(aligner, context.task.num_old)], background=self.cfg.BACKGROUND)
         drift = (pairs.new - pairs.old).norm(dim=1) / pairs.old.norm(dim=1).clamp(min=1e-6)
         self._report = {
             "aligner": self.cfg.ALIGNER,
@@ -76,6 +75,11 @@ class Eli(Method):
             "collect_seconds": round(collected - began, 1),
             "fit_seconds": round(time.perf_counter() - collected, 1),
         }
+
+    def _earlier(self, context: TaskContext) -> list[Link]:
+        """The links of the tasks before; the second task has none, unless its first model was itself aligned."""
+        path = context.run_folder / f"task_{context.task.index - 1}" / FILE
+        return load_chain(path) if context.task.index > 2 or path.exists() else []
 
     def _fit(self, pairs: LatentPairs, seed: int) -> Aligner:
         if self.cfg.ALIGNER == "mean_shift":

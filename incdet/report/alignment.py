@@ -1,15 +1,39 @@
-"""What aligning was worth, as a table."""
+"""What aligning was worth to a run: a table for the terminal, and a part of the page."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
 from typing import Any
 
+from incdet.errors import DataError
+from incdet.files import read_json
+from incdet.report import page, plots
+from incdet.report.runs import Run
+
+FILE = "alignment.json"
 METRIC = "voc_area_50"
+GROUPS = {"old": "old", "new": "new", "all": "seen"}
+_PARTS = {"task": int, "readings": list, "scores": dict, "fit_seconds": dict}
+Study = Mapping[str, Any]
 
 
-def alignment_table(studies: Sequence[Mapping[str, Any]]) -> str:
+def read_study(path: Path) -> Study:
+    """What ``engine.alignment.study_alignment`` wrote.
+
+    Raises:
+        IncdetError: the file is missing, damaged or something else.
+    """
+    study = read_json(path, "a study of aligners")
+    wrong = [key for key, kind in _PARTS.items() if not isinstance(study, dict) or not isinstance(study.get(key), kind)]
+    if wrong:
+        raise DataError(f"{path} is not a study of aligners: {', '.join(wrong)} missing. Run `incdet alignment` again.")
+    return study
+
+
+def alignment_table(studies: Sequence[Study]) -> str:
     """Rows of aligner and gate, averaged over studies (of seeds, say), in Markdown."""
     rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for study in studies:
@@ -20,7 +44,7 @@ def alignment_table(studies: Sequence[Mapping[str, Any]]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for (aligner, gate), readings in rows.items():
-        cells = [_mean([reading["groups"][METRIC][group] for reading in readings]) for group in ("old", "new", "seen")]
+        cells = [_mean([reading["groups"][METRIC][key] for reading in readings]) for key in GROUPS.values()]
         stamp = "".join(f" [{stamp.upper()}]" for stamp in readings[0]["stamps"])
         moved = round(statistics.mean(reading["moved"] for reading in readings))
         seconds = statistics.mean(reading["seconds"] for reading in readings)
@@ -28,6 +52,57 @@ def alignment_table(studies: Sequence[Mapping[str, Any]]) -> str:
             f"| {aligner or 'none'} | {gate or '–'}{stamp} | {' | '.join(cells)} | {moved:,} | {seconds:.2f} |"
         )
     return "\n".join(lines)
+
+
+def alignment_part(name: str, runs: Sequence[Run]) -> str:
+    """The part of the page on the studies that lie in the runs' folders; empty where there are none."""
+    parts = [
+        _study(f"{name}-alignment{number}-{path.parent.name}", run, read_study(path))
+        for number, run in enumerate(runs)
+        for path in sorted(run.folder.glob(f"task_*/{FILE}"))
+    ]
+    if not parts:
+        return ""
+    explained = (
+        "<p>Learning a task moves the features of all regions, those of old classes too. An aligner moves them back "
+        "before the predictor reads them; a gate decides which. It was fitted on the task's own images alone, and "
+        "every row below is the same detector on the same regions. The oracle gate is told by the test labels which "
+        "regions are old: it shows what the gates leave undone, and is no result.</p>"
+    )
+    return "\n".join(["<h2>What aligning features is worth</h2>", explained, *parts])
+
+
+def _study(name: str, run: Run, study: Study) -> str:
+    fits = ", ".join(f"{aligner} {seconds:g} s" for aligner, seconds in study["fit_seconds"].items())
+    heading = f"<h3>{page.loud(run.title, run.stamps)}, task {study['task']}</h3>"
+    caption = (
+        f"AP50 (area) in percent. Fitted on {study['latents']:,} regions: {escape(fits)}. <em>Seconds</em>: gate, "
+        "aligner and predictor on all test images together."
+    )
+    rows = []
+    for reading in study["readings"]:
+        groups = reading["groups"][METRIC]
+        rows.append(
+            [
+                escape(reading["aligner"] or "none"),
+                escape(reading["gate"] or "–") + page.badges(reading["stamps"]),
+                *(_mean([groups[key]]) for key in GROUPS.values()),
+                f"{reading['moved']:,}",
+                f"{reading['seconds']:.2f}",
+            ]
+        )
+    parts = [heading, page.table(["aligner", "gate", *GROUPS, "regions moved", "seconds"], rows, caption)]
+    for number, (aligner, scores) in enumerate(study["scores"].items()):
+        described = f"Scores that {aligner} gives to latents of the previous model, of this one, and after the walk"
+        parts.append(page.figure(plots.score_histograms(scores), f"{name}-{number}", described, escape(described)))
+    return "\n".join([*parts, page.details("Class by class", _class_table(study))])
+
+
+def _class_table(study: Study) -> str:
+    readings = study["readings"]
+    headers = ["class", *(escape(f"{r['aligner'] or 'none'} {r['gate']}") + page.badges(r["stamps"]) for r in readings)]
+    names = list(readings[0]["ap"][METRIC])
+    return page.table(headers, [[escape(name), *(_mean([r["ap"][METRIC][name]]) for r in readings)] for name in names])
 
 
 def _mean(values: Sequence[float | None]) -> str:

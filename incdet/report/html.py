@@ -11,6 +11,7 @@ from incdet import __version__
 from incdet.errors import IncdetError
 from incdet.files import write_atomic
 from incdet.report import page, plots
+from incdet.report.alignment import alignment_part
 from incdet.report.examples import MIN_IOU, MIN_SCORE, draw_examples
 from incdet.report.narrative import narrate
 from incdet.report.runs import Run, read_metrics, read_runs
@@ -60,6 +61,7 @@ def _group(name: str, heading: str, runs: Sequence[Run]) -> str:
         "</div>",
         "<h2>Seen on test images</h2>",
         _examples(runs),
+        alignment_part(name, runs),
         "<h2>Training</h2>",
         _losses(name, runs),
     ]

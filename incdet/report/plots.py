@@ -7,7 +7,7 @@ for colour-blind readers) and by marker or hatch, so that the figures also survi
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -138,6 +138,22 @@ def loss_curve(runs: Sequence[Run], rows: Sequence[Sequence[dict[str, Any]]], fm
         axes.set_ylabel("training loss (log scale)")
         _plain(axes, grid="y")
         figure.legend(loc="outside upper left", ncols=3, frameon=False)
+        return _render(figure, fmt)
+
+
+def score_histograms(scores: Mapping[str, Sequence[float]], fmt: Format = "svg") -> bytes:
+    """How often each score of an energy network occurs: ``edges`` and, per kind of latent, the counts between them."""
+    labels = {"old": "previous model", "new": "this model", "walked": "this model, aligned"}
+    edges = np.asarray(scores["edges"])
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+        axes = figure.add_subplot()
+        for index, (kind, label) in enumerate(labels.items()):
+            axes.stairs(scores[kind], edges, label=label, color=OKABE_ITO[index], lw=1.8, ls=("-", "--", ":")[index])
+        axes.set_xlabel("score: higher is more familiar")
+        axes.set_ylabel("regions")
+        _plain(axes, grid="y")
+        axes.legend(frameon=False)
         return _render(figure, fmt)
 
 
