@@ -11,37 +11,64 @@ matrix ``G = W W^T``, and the latent is moved once, at the end, by ``step_size *
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import leaky_relu, softplus
 
 from incdet.align.base import Aligner
 
 SLOPE = 0.2  # of LeakyReLU below zero, as released
 
 
+def _leaky_relu(inputs: Tensor) -> Tensor:
+    return leaky_relu(inputs, SLOPE)
+
+
+def _leaky_relu_backward(gradient: Tensor, inputs: Tensor) -> Tensor:
+    # Autograd's own kernel: torch.where on so irregular a mask would take longer than all the rest of the walk.
+    return torch.ops.aten.leaky_relu_backward(gradient, inputs, SLOPE, False)
+
+
+def _smooth_leaky_relu(inputs: Tensor) -> Tensor:
+    return SLOPE * inputs + (1 - SLOPE) * softplus(inputs)
+
+
+def _smooth_leaky_relu_backward(gradient: Tensor, inputs: Tensor) -> Tensor:
+    return gradient * (SLOPE + (1 - SLOPE) * inputs.sigmoid())
+
+
+# name: (the activation, its gradient times another). The smooth one is ours: where a walk itself is trained, LeakyReLU,
+# whose second derivative is zero, teaches it nothing about which of its sides a step should be on.
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "leaky_relu": (_leaky_relu, _leaky_relu_backward),
+    "smooth_leaky_relu": (_smooth_leaky_relu, _smooth_leaky_relu_backward),
+}
+
+
 class EnergyNetwork(nn.Module):
-    """Linear layers from D to one score with LeakyReLU between them; without hidden layers it is linear.
+    """Linear layers from D to one score with an activation between them; without hidden layers it is linear.
 
     Args:
         width: D.
         hidden: width of each hidden layer, first to last.
+        activation: of ``ACTIVATIONS``; LeakyReLU as released.
     """
 
-    def __init__(self, width: int, hidden: Sequence[int]) -> None:
+    def __init__(self, width: int, hidden: Sequence[int], activation: str = "leaky_relu") -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise((width, *hidden, 1)))
+        self._activate, self._activate_backward = ACTIVATIONS[activation]
 
     def forward(self, features: Tensor) -> Tensor:
         """The score of each row, (R,)."""
         first, *others = self._linears()
         values = first(features)
         for layer in others:
-            values = layer(leaky_relu(values, SLOPE))
+            values = layer(self._activate(values))
         return values.squeeze(1)
 
     @torch.no_grad()
@@ -50,6 +77,10 @@ class EnergyNetwork(nn.Module):
 
         Where a LeakyReLU's input is zero to rounding, either slope may be taken, here as there; the row then differs.
         """
+        return self.differentiable_walk(features, steps, step_size)
+
+    def differentiable_walk(self, features: Tensor, steps: int, step_size: float) -> Tensor:
+        """The same walk; its end may be differentiated with respect to the network's parameters."""
         first, *others = self._linears()
         if not others:  # a linear score climbs the same way from everywhere
             return features + steps * step_size * first.weight
@@ -65,21 +96,16 @@ class EnergyNetwork(nn.Module):
     def _hidden_gradient(self, values: Tensor) -> Tensor:
         """The gradient of the score with respect to ``values``, the first hidden layer's pre-activations (R, h)."""
         _, *inner, last = self._linears()
-        inputs = [values]  # of each LeakyReLU
+        inputs = [values]  # of each activation
         for layer in inner:
-            inputs.append(layer(leaky_relu(inputs[-1], SLOPE)))
-        gradient = _leaky_relu_backward(last.weight.expand_as(inputs[-1]), inputs[-1])
+            inputs.append(layer(self._activate(inputs[-1])))
+        gradient = self._activate_backward(last.weight.expand_as(inputs[-1]), inputs[-1])
         for layer, before in zip(reversed(inner), reversed(inputs[:-1]), strict=True):
-            gradient = _leaky_relu_backward(gradient @ layer.weight, before)
+            gradient = self._activate_backward(gradient @ layer.weight, before)
         return gradient
 
     def _linears(self) -> list[nn.Linear]:
         return cast("list[nn.Linear]", list(self.layers))
-
-
-def _leaky_relu_backward(gradient: Tensor, inputs: Tensor) -> Tensor:
-    # Autograd's own kernel: torch.where on so irregular a mask would take longer than all the rest of the walk.
-    return torch.ops.aten.leaky_relu_backward(gradient, inputs, SLOPE, False)
 
 
 def autograd_walk(network: nn.Module, features: Tensor, steps: int, step_size: float) -> Tensor:

@@ -16,10 +16,11 @@ from incdet.align.base import Aligner
 from incdet.align.baselines import MeanShift, Ridge
 from incdet.align.energy import EnergyAligner
 from incdet.align.gates import Link
+from incdet.align.paired import PairedEnergy
 from incdet.errors import CheckpointError
 from incdet.files import write_atomic
 
-KINDS: dict[str, type[Aligner]] = {kind.kind: kind for kind in (EnergyAligner, MeanShift, Ridge)}
+KINDS: dict[str, type[Aligner]] = {kind.kind: kind for kind in (EnergyAligner, PairedEnergy, MeanShift, Ridge)}
 _KEY = "incdet_aligner"
 
 

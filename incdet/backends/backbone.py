@@ -135,6 +135,8 @@ def build_network(cfg: CfgNode) -> nn.Module:
         if node.WIDTH != 64:
             raise ConfigError(f"MODEL.BACKBONE.WIDTH is for ResNets; mobilenet_v2 takes only 64, got {node.WIDTH}.")
         network = MobileNetV2(norm_layer=norm)
+    if node.STRIDE_IN_1X1:
+        _stride_in_1x1(network)
     if node.NORM == "none":
         _give_biases(network)
     return network
@@ -157,6 +159,13 @@ def build_body(cfg: CfgNode, returned: tuple[str, ...]) -> tuple[Body, dict[str,
         channels = {level: out.shape[1] for level, out in body.eval()(torch.zeros(1, 3, 64, 64)).items()}
         body.train(training)
     return body, channels, network
+
+
+def _stride_in_1x1(network: nn.Module) -> None:
+    """Let bottlenecks step in their first convolution, as the networks of MSRA's weights do."""
+    for module in network.modules():
+        if isinstance(module, Bottleneck):
+            module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
 
 
 def _give_biases(network: nn.Module) -> None:

@@ -119,6 +119,8 @@ def _model() -> CN:
     node.BACKBONE = CN()
     node.BACKBONE.NAME = "resnet50"  # resnet18, resnet50, mobilenet_v2
     node.BACKBONE.NORM = "FrozenBN"  # FrozenBN, BN, none (folded into convolutions that have a bias)
+    # A ResNet-50 steps in its 1x1 convolutions: for MSRA's weights; torchvision's were trained with it in the 3x3 ones.
+    node.BACKBONE.STRIDE_IN_1X1 = False
     node.BACKBONE.WIDTH = 64  # channels of a ResNet's stem; 64 is the standard network. Ours
     node.BACKBONE.FREEZE_AT = 2  # stages kept fixed: 0 none, 1 the stem, 2 stem and res2, ...
     node.BACKBONE.FREEZE_NORM = False  # BN keeps its statistics and its affine parameters fixed. Ours

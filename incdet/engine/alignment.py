@@ -23,6 +23,7 @@ from incdet.align.baselines import fit_mean_shift, fit_ridge
 from incdet.align.energy import EnergyAligner
 from incdet.align.fit import EnergySettings, fit_energy
 from incdet.align.gates import GATES, AlignerChain, Link, Oracle
+from incdet.align.paired import fit_paired_energy
 from incdet.backends.base import Detector, scale_of
 from incdet.data.images import read_image
 from incdet.data.protocols import ObjectTable
@@ -107,6 +108,7 @@ def _fit(
     fits: dict[str, Callable[[], Aligner]] = {
         name: partial(fit_energy, pairs.old, pairs.new, setting, seed) for name, setting in settings.items()
     }
+    fits["energy_paired"] = partial(fit_paired_energy, pairs.old, pairs.new, seed=seed)
     fits["mean_shift"] = partial(fit_mean_shift, pairs.old, pairs.new)
     fits["ridge"] = partial(fit_ridge, pairs.old, pairs.new)
     aligners: dict[str, Aligner] = {}

@@ -22,24 +22,25 @@ from incdet.align.baselines import RIDGE_STRENGTH, fit_mean_shift, fit_ridge
 from incdet.align.files import load_chain, save_chain
 from incdet.align.fit import PRESETS, EnergySettings, fit_energy
 from incdet.align.gates import AlignerChain, Link, find_gate
+from incdet.align.paired import fit_paired_energy
 from incdet.errors import ConfigError
 from incdet.methods.base import Method, RegionReading, TaskContext
 from incdet.randomness import derive_seed
 
 FILE = "aligner.safetensors"
-ALIGNERS = ("energy", "mean_shift", "ridge")
+ALIGNERS = ("energy", "energy_paired", "mean_shift", "ridge")
 
 
 class Eli(Method):
     """Aligns region features before the predictor: by a learned energy, or by a baseline that ELI has to beat."""
 
     DEFAULTS: ClassVar = {
-        "ALIGNER": "energy",  # energy (ELI), mean_shift or ridge (ours)
+        "ALIGNER": "energy",  # energy (ELI), energy_paired, mean_shift or ridge (ours)
         "PRESET": "detection",  # of the energy's settings: incdet/align/fit.py
         "ITERATIONS": None,  # of the energy's fit, in the preset's place; so the next two, of its walk
         "STEPS": None,
         "STEP_SIZE": None,
-        "RIDGE_STRENGTH": RIDGE_STRENGTH,
+        "RIDGE_STRENGTH": RIDGE_STRENGTH,  # also of the regression that energy_paired starts from
         "GATE": "predicted_old",  # or not_new, all, energy: incdet/align/gates.py. The release asks the ground truth
         "BACKGROUND": 4,  # proposals per image beside the objects. Ours; the release takes objects only
         "LATENTS": 20000,  # regions at most. Ours; the release takes 450 steps' worth of regions
@@ -86,6 +87,8 @@ class Eli(Method):
             return fit_mean_shift(pairs.old, pairs.new)
         if self.cfg.ALIGNER == "ridge":
             return fit_ridge(pairs.old, pairs.new, self.cfg.RIDGE_STRENGTH)
+        if self.cfg.ALIGNER == "energy_paired":
+            return fit_paired_energy(pairs.old, pairs.new, self.cfg.RIDGE_STRENGTH, seed=seed)
         return fit_energy(pairs.old, pairs.new, self._settings(), seed)
 
     def _settings(self) -> EnergySettings:

@@ -4,19 +4,23 @@ import pickle
 
 import pytest
 import torch
-from tiny import HEIGHT, WIDTH, random_batch, random_images
+from tiny import HEIGHT, WIDTH, random_batch, random_images, tiny_config
 
 pytest.importorskip("detectron2")
 
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultPredictor
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.modeling.backbone import build_resnet_backbone
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from incdet.backends.backbone import build_body
 from incdet.backends.detectron2 import native
 from incdet.backends.detectron2.config import zoo_file
 from incdet.backends.detectron2.weights import IncdetCheckpointer, load_pretrained
+from incdet.backends.weights import torchvision_name
 from incdet.config import add_incdet_config
 from incdet.structures import Batch, Target
 
@@ -170,3 +174,25 @@ def test_a_model_zoo_checkpoint_loads_with_nothing_unexpected(neck, tmp_path, ca
     load_pretrained(ours, native(cfg, CLASSES))
     assert capsys.readouterr().out == f"{path}: {len(state)} tensors loaded\n"
     assert all(torch.equal(tensor, stock.state_dict()[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_a_shared_resnet_50_with_its_stride_in_the_1x1_is_detectron2s():
+    """The network of MSRA's weights: same tensors under other names, same outputs."""
+    cfg = get_cfg()
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res4"]
+    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1
+    torch.manual_seed(0)
+    theirs = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+    for name, value in theirs.named_buffers():
+        value.uniform_(0.5, 1.0) if "weight" in name or "var" in name else value.normal_(0.0, 0.1)
+    shared = tiny_config("c4", "MODEL.BACKBONE.NAME", "resnet50", "MODEL.BACKBONE.WIDTH", 64)
+    shared.merge_from_list(["MODEL.BACKBONE.NORM", "FrozenBN", "MODEL.BACKBONE.STRIDE_IN_1X1", True])
+    ours, _, _ = build_body(shared, ("res2", "res4"))
+    renamed = {torchvision_name(name): tensor for name, tensor in theirs.state_dict().items()}
+    assert ours.state_dict().keys() == renamed.keys()
+    ours.load_state_dict(renamed)
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, found = theirs(images), ours.eval()(images)
+    for level, features in expected.items():
+        torch.testing.assert_close(found[level], features, rtol=1e-4, atol=1e-4 * float(features.abs().max()))

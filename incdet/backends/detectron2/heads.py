@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from incdet.backends.backbone import NETWORKS, build_network
 from incdet.backends.matching import lies_on, rows_of
-from incdet.errors import ConfigError
+from incdet.errors import ConfigError, DivergenceError
 from incdet.heads import grow_linear
 from incdet.structures import IGNORED, Target
 
@@ -64,8 +64,18 @@ class IncrementalRPN(RPN):
         deltas: list[Tensor],
         image_sizes: list[tuple[int, int]],
     ) -> list[Tensor]:
-        """The boxes that the second stage looks at, per image (r, 4), best first."""
-        found = self.predict_proposals(anchors, objectness, [d.detach() for d in deltas], image_sizes)
+        """The boxes that the second stage looks at, per image (r, 4), best first.
+
+        Raises:
+            DivergenceError: in training, what the RPN predicts is not finite.
+        """
+        try:
+            found = self.predict_proposals(anchors, objectness, [d.detach() for d in deltas], image_sizes)
+        except FloatingPointError as error:
+            raise DivergenceError(
+                f"{error} Lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED, and "
+                "begin in another OUTPUT_DIR."
+            ) from error
         return [instances.proposal_boxes.tensor for instances in found]
 
 

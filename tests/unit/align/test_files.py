@@ -11,6 +11,7 @@ from incdet.align.baselines import fit_mean_shift, fit_ridge
 from incdet.align.files import load_chain, save_chain
 from incdet.align.fit import EnergySettings, fit_energy
 from incdet.align.gates import Link
+from incdet.align.paired import fit_paired_energy
 from incdet.errors import CheckpointError
 
 
@@ -19,10 +20,12 @@ def fitted(kind: str):
     old, new = torch.randn(2, 30, 6, generator=generator)
     if kind == "energy":
         return fit_energy(old, new, EnergySettings(hidden=(8, 4), iterations=2, steps=3), show_progress=False)
+    if kind == "energy_paired":
+        return fit_paired_energy(old, new, iterations=2, show_progress=False)
     return {"mean_shift": fit_mean_shift, "ridge": fit_ridge}[kind](old, new)
 
 
-@pytest.mark.parametrize("kind", ["energy", "mean_shift", "ridge"])
+@pytest.mark.parametrize("kind", ["energy", "energy_paired", "mean_shift", "ridge"])
 def test_what_is_saved_comes_back(kind, tmp_path):
     aligner, features = fitted(kind), torch.randn(5, 6)
     save_chain(tmp_path / "aligner.safetensors", [Link(aligner, 15)], regions="foreground")
