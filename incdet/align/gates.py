@@ -123,5 +123,6 @@ class AlignerChain(nn.Module):
         aligned = features
         for aligner, num_old in reversed(list(zip(self.aligners, self.nums_old, strict=True))):
             moved = self.gate(features, predictor, cast("Aligner", aligner), num_old)
-            aligned = torch.where(moved[:, None], aligner(aligned), aligned)
+            rows = moved.nonzero().squeeze(1)
+            aligned = aligned.index_copy(0, rows, aligner(aligned[rows]))
         return aligned

@@ -22,7 +22,7 @@ from incdet.align.baselines import RIDGE_STRENGTH, fit_mean_shift, fit_ridge
 from incdet.align.files import load_chain, save_chain
 from incdet.align.fit import PRESETS, EnergySettings, fit_energy
 from incdet.align.gates import AlignerChain, Link, find_gate
-from incdet.align.paired import fit_paired_energy
+from incdet.align.paired import ITERATIONS, fit_paired_energy
 from incdet.errors import ConfigError
 from incdet.methods.base import Method, RegionReading, TaskContext
 from incdet.randomness import derive_seed
@@ -37,7 +37,7 @@ class Eli(Method):
     DEFAULTS: ClassVar = {
         "ALIGNER": "energy",  # energy (ELI), energy_paired, mean_shift or ridge (ours)
         "PRESET": "detection",  # of the energy's settings: incdet/align/fit.py
-        "ITERATIONS": None,  # of the energy's fit, in the preset's place; so the next two, of its walk
+        "ITERATIONS": None,  # of either energy's fit, in the preset's place; so the next two, of the first one's walk
         "STEPS": None,
         "STEP_SIZE": None,
         "RIDGE_STRENGTH": RIDGE_STRENGTH,  # also of the regression that energy_paired starts from
@@ -88,7 +88,9 @@ class Eli(Method):
         if self.cfg.ALIGNER == "ridge":
             return fit_ridge(pairs.old, pairs.new, self.cfg.RIDGE_STRENGTH)
         if self.cfg.ALIGNER == "energy_paired":
-            return fit_paired_energy(pairs.old, pairs.new, self.cfg.RIDGE_STRENGTH, seed=seed)
+            return fit_paired_energy(
+                pairs.old, pairs.new, self.cfg.RIDGE_STRENGTH, self.cfg.ITERATIONS or ITERATIONS, seed
+            )
         return fit_energy(pairs.old, pairs.new, self._settings(), seed)
 
     def _settings(self) -> EnergySettings:
