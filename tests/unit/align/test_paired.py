@@ -18,7 +18,7 @@ def pairs() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def fitted(pairs):
-    return fit_paired_energy(pairs[0][:1000], pairs[1][:1000], iterations=150, show_progress=False)
+    return fit_paired_energy(pairs[0][:1000], pairs[1][:1000], iterations=300, show_progress=False)
 
 
 def error(aligner, pairs) -> float:
@@ -32,7 +32,7 @@ def test_before_training_it_is_ridge_regression(pairs):
 
 def test_it_learns_what_is_not_linear(pairs, fitted):
     ridge = fit_ridge(pairs[0][:1000], pairs[1][:1000])
-    assert error(fitted, pairs) < 0.8 * error(ridge, pairs)
+    assert error(fitted, pairs) < 0.25 * error(ridge, pairs)
 
 
 def test_rows_do_not_depend_on_each_other_and_nothing_is_left_to_train(pairs, fitted):

@@ -67,6 +67,13 @@ def test_aligned_features_are_the_teachers(world, drifted, aligner):
     torch.testing.assert_close(aligned.features, seen.features, rtol=1e-3, atol=1e-3)
 
 
+def test_the_paired_energy_starts_from_its_ridge_and_takes_its_iterations(world, drifted):
+    context = learn(world, method(world, ALIGNER="energy_paired", ITERATIONS=2, RIDGE_STRENGTH=0.5), *drifted)
+    (link,) = load_chain(context.task_folder / FILE)
+    assert link.aligner.kind == "energy_paired"
+    assert (link.aligner.provenance["iterations"], link.aligner.provenance["strength"]) == (2, 0.5)
+
+
 def test_the_first_task_leaves_an_empty_chain_that_moves_nothing(world):
     eli = method(world)
     context = world.context(FIRST)
