@@ -1,12 +1,10 @@
 """What every test shares: one thread, and a printed reason where a marked test cannot run."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
-
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+from shared_data import SHARED_DATA
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHARED_DATA
 from safetensors.torch import load_file
+from shared_data import SHARED_DATA
 from torch import nn
 from torchvision.models import get_weight
 

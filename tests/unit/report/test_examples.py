@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from conftest import write_predictions, write_voc_images
+from voc_images import write_predictions, write_voc_images
 
 from incdet.errors import IncdetError
 from incdet.report.examples import draw_examples, match

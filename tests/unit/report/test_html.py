@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from conftest import write_predictions, write_voc_images
+from voc_images import write_predictions, write_voc_images
 
 from incdet.report.html import write_report
 
