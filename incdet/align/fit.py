@@ -9,6 +9,7 @@ lower bound: the number of iterations is the only brake.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -61,8 +62,17 @@ PRESETS = {
 }
 
 
+# Called after each iteration with how many are done and the aligner so far, which it must not change.
+Watch = Callable[[int, EnergyAligner], None]
+
+
 def fit_energy(
-    old: Tensor, new: Tensor, settings: EnergySettings, seed: int = 0, show_progress: bool = True
+    old: Tensor,
+    new: Tensor,
+    settings: EnergySettings,
+    seed: int = 0,
+    show_progress: bool = True,
+    watch: Watch | None = None,
 ) -> EnergyAligner:
     """ELI's aligner from paired latents; the seed decides everything that is drawn.
 
@@ -72,6 +82,7 @@ def fit_energy(
         settings: one of ``PRESETS``, or others.
         seed: of the first weights and of the batches, which are drawn with replacement (ours).
         show_progress: whether a progress bar is shown.
+        watch: for those who want to see how the fit goes.
 
     Raises:
         MethodError: the latents are not pairs.
@@ -80,7 +91,7 @@ def fit_energy(
     check_pairs(old, new)
     old, new = old.detach().float(), new.detach().float()
     with torch.inference_mode(False), torch.enable_grad():
-        aligner = _contrast(old, new, settings, seed, show_progress)
+        aligner = _contrast(old, new, settings, seed, show_progress, watch)
         aligner.threshold = torch.quantile(aligner.network(new), settings.familiar_quantile)
     if not all(parameter.isfinite().all() for parameter in aligner.parameters()):
         raise DivergenceError(
@@ -91,7 +102,9 @@ def fit_energy(
     return aligner
 
 
-def _contrast(old: Tensor, new: Tensor, settings: EnergySettings, seed: int, show_progress: bool) -> EnergyAligner:
+def _contrast(
+    old: Tensor, new: Tensor, settings: EnergySettings, seed: int, show_progress: bool, watch: Watch | None
+) -> EnergyAligner:
     """The training loop; what it returns aligns with the moving average of the weights."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # the seed of the run is left as it was
@@ -99,7 +112,7 @@ def _contrast(old: Tensor, new: Tensor, settings: EnergySettings, seed: int, sho
         aligner = EnergyAligner(old.shape[1], settings.hidden, settings.steps, settings.step_size).to(old.device)
     average, network = aligner.network, copy.deepcopy(aligner.network).requires_grad_()
     optimizer = torch.optim.RMSprop(network.parameters(), lr=settings.learning_rate)
-    for _ in trange(settings.iterations, desc="energy network", disable=not show_progress, leave=False):
+    for iteration in trange(settings.iterations, desc="energy network", disable=not show_progress, leave=False):
         rows = torch.randint(len(old), (settings.batch_size,), generator=generator).to(old.device)
         reached = network.walk(new[rows], settings.steps, settings.step_size)
         loss = (network(reached) - network(old[rows])).mean()
@@ -108,4 +121,6 @@ def _contrast(old: Tensor, new: Tensor, settings: EnergySettings, seed: int, sho
         optimizer.step()
         for mean, value in zip(average.parameters(), network.parameters(), strict=True):
             mean.lerp_(value.detach(), 1 - settings.ema)
+        if watch:
+            watch(iteration + 1, aligner)
     return aligner

@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": ("incdet.cli.predict", "Detect objects in images; writes drawn images and a JSON file."),
     "benchmark": ("incdet.cli.benchmark", "Run many configurations with many seeds and keep one table of them."),
     "alignment": ("incdet.cli.alignment", "Measure what aligning features is worth to finished runs."),
+    "eli-toy": ("incdet.cli.eli_toy", "Repeat ELI's experiment with two tasks of digits, every aligner beside it."),
     "evaluate": ("incdet.evaluation.cli", "Score a COCO results file of any detector against VOC or COCO annotations."),
     "report": ("incdet.report.cli", "Write one HTML page about one run or several."),
     "table": ("incdet.report.table_cli", "Put the results of many runs into one table."),

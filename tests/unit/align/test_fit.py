@@ -65,6 +65,19 @@ def test_the_seed_decides_everything_and_the_runs_own_is_left_alone(pairs):
     assert not torch.equal(one["network.layers.0.weight"], other["network.layers.0.weight"])
 
 
+def test_who_watches_sees_every_iteration(pairs):
+    seen = []
+    aligner = fit_energy(
+        *pairs,
+        EnergySettings(iterations=3),
+        show_progress=False,
+        watch=lambda done, aligner: seen.append((done, aligner(pairs[1]))),
+    )
+    assert [done for done, _ in seen] == [1, 2, 3]
+    assert torch.equal(seen[-1][1], aligner(pairs[1]))
+    assert not torch.equal(seen[0][1], seen[1][1])
+
+
 def test_it_fits_where_autograd_is_off(pairs):
     expected = fit(pairs, iterations=3)(pairs[1])
     with torch.inference_mode():

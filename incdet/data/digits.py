@@ -1,0 +1,96 @@
+"""Handwritten digits as two tasks, 0 to 4 and 5 to 9: MNIST's files, or the small ones that scikit-learn brings."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from incdet.errors import DataError
+
+HELD_OUT = 4  # every fourth of the bundled digits is a test image (ours)
+_IMAGES, _LABELS = 0x803, 0x801  # what MNIST's files begin with
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images (N, pixels) in [0, 1] and labels (N,), for training and for testing."""
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+    def task(self, index: int) -> Digits:
+        """The five digits of task 0 or 1, labelled from 0."""
+        train, test = (labels // 5 == index for labels in (self.train_labels, self.test_labels))
+        return Digits(
+            self.name,
+            self.train_images[train],
+            self.train_labels[train] - 5 * index,
+            self.test_images[test],
+            self.test_labels[test] - 5 * index,
+        )
+
+
+def bundled_digits() -> Digits:
+    """The 1797 digits of 8 x 8 pixels that scikit-learn brings.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "The bundled digits come with scikit-learn, which is not installed. Install it (pip install "
+            "'incdet[toy]'), or give a folder with MNIST's files (--mnist)."
+        ) from error
+    pixels, labels = load_digits(return_X_y=True)
+    images, labels = torch.from_numpy(pixels).float() / 16, torch.from_numpy(labels).long()
+    test = torch.arange(len(images)) % HELD_OUT == 0
+    return Digits("scikit-learn digits", images[~test], labels[~test], images[test], labels[test])
+
+
+def mnist_digits(folder: str | Path) -> Digits:
+    """MNIST from its four files in ``folder``, as they are distributed or without ``.gz``.
+
+    Raises:
+        DataError: a file is missing or is not what it should be.
+    """
+    parts = []
+    for part in ("train", "t10k"):
+        images = _read_idx(Path(folder), f"{part}-images-idx3-ubyte", _IMAGES)
+        labels = _read_idx(Path(folder), f"{part}-labels-idx1-ubyte", _LABELS)
+        if len(images) != len(labels):
+            raise DataError(
+                f"{folder}: {len(images)} images but {len(labels)} labels in MNIST's {part} files. Copy both again."
+            )
+        parts += [images.flatten(1).float() / 255, labels.long()]
+    return Digits("MNIST", *parts)
+
+
+def _read_idx(folder: Path, name: str, magic: int) -> Tensor:
+    """Unsigned bytes with their dimensions, big-endian, ahead of them."""
+    paths = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+    if not paths:
+        raise DataError(f"{folder} has no {name} or {name}.gz. Give the folder with MNIST's four files (--mnist).")
+    try:
+        data = gzip.decompress(paths[0].read_bytes()) if paths[0].suffix == ".gz" else paths[0].read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{paths[0]} cannot be read: {error}. Copy it again.") from error
+    ndim = magic & 0xFF
+    shape = [int.from_bytes(data[4 * i : 4 * i + 4], "big") for i in range(1, ndim + 1)]
+    start = 4 * (ndim + 1)
+    if int.from_bytes(data[:4], "big") != magic or len(data) != start + math.prod(shape) or not math.prod(shape):
+        raise DataError(
+            f"{paths[0]}: expected bytes that begin with {magic:#010x} and {ndim} dimensions, got {len(data)} bytes "
+            f"that begin with 0x{data[:4].hex()}. It is another file, or it was cut short: copy it again."
+        )
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).reshape(shape)
