@@ -93,8 +93,15 @@ def test_teacher_sees_the_students_images_and_boxes_without_gradients():
     assert regions[2] is False
 
 
-def test_teachers_regions_are_computed_only_when_asked_for():
+def test_a_teacher_looks_only_as_far_as_a_method_asks():
+    class Features(Method):
+        def losses(self, step):
+            return {"images": step.teacher.images}
+
     model = learner()
+    model(BATCH)
+    assert model.teacher.calls == []
+    model = learner(methods=[Features({})])
     model(BATCH)
     assert [call[0] for call in model.teacher.calls] == ["image_pass_like"]
 

@@ -92,7 +92,7 @@ def teacher_pass(cfg, teacher) -> Pass:
     with torch.no_grad():
         images = teacher.image_pass(random_batch(2))
         images.targets = None
-        return Pass(teacher, images, lambda: teacher.region_pass(images))
+        return Pass(teacher, lambda: images, lambda: teacher.region_pass(images))
 
 
 def rows(boxes: torch.Tensor) -> set[tuple[float, ...]]:
