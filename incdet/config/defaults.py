@@ -30,6 +30,7 @@ def get_cfg() -> CN:
     cfg.TASKS = _tasks()
     cfg.DATASETS = _datasets()
     cfg.DATALOADER = CN({"NUM_WORKERS": 2})
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = True  # a batch holds wide images only, or tall ones only
     cfg.INPUT = _input()
     cfg.MODEL = _model()
     cfg.SOLVER = _solver()

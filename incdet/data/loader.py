@@ -27,27 +27,52 @@ class BatchPlan:
 
     Every image is drawn once per epoch, in a new order each epoch. Where the view says so, a fixed share of each batch
     comes from the memory, so that the ratio of new to old images does not depend on how many of each there are.
+
+    Args:
+        view: the images.
+        batch_size: over all processes.
+        seed: of the run.
+        group: a batch holds wide images only or tall images only, each as often as there are such, so that little is
+            padded. Each shape then has epochs of its own.
     """
 
-    def __init__(self, view: TaskView, batch_size: int, seed: int) -> None:
-        sources = [image.source for image in view.images]
-        memory = [i for i, source in enumerate(sources) if source == "memory"]
-        self.pools: list[tuple[list[int], int]] = [(list(range(len(sources))), batch_size)]
+    def __init__(self, view: TaskView, batch_size: int, seed: int, group: bool = False) -> None:
+        images = view.images
+        everything = list(range(len(images)))
+        memory = [i for i in everything if images[i].source == "memory"]
+        tall = {i for i in everything if group and images[i].record.height > images[i].record.width}
+        self.pools: list[tuple[tuple[list[int], list[int]], int]] = [(_parted(everything, tall), batch_size)]
         if memory and view.memory_share is not None:
             count = min(max(round(batch_size * view.memory_share), 1), batch_size - 1)
-            fresh = [i for i, source in enumerate(sources) if source != "memory"]
-            self.pools = [(fresh, batch_size - count), (memory, count)]
+            fresh = [i for i in everything if images[i].source != "memory"]
+            self.pools = [(_parted(fresh, tall), batch_size - count), (_parted(memory, tall), count)]
+        wide = len(self.pools[0][0][0])
+        self.shares = wide, wide + len(self.pools[0][0][1])
         self.key = (seed, "data", view.task.index)
 
     def batch(self, iteration: int) -> list[tuple[int, int]]:
         """(image index, augmentation seed) of each image of an iteration, over all processes."""
+        shape, turn = self._turn(iteration)
         picks = []
-        for number, (pool, count) in enumerate(self.pools):
-            for position in range(iteration * count, (iteration + 1) * count):
+        for number, (shapes, count) in enumerate(self.pools):
+            # A memory without an image of this shape gives others.
+            pool = shapes[shape] or shapes[1 - shape]
+            key = (number,) if shape == 0 else (number, "tall")
+            for position in range(turn * count, (turn + 1) * count):
                 epoch, offset = divmod(position, len(pool))
-                order = _permutation(len(pool), derive_seed(*self.key, number, epoch))
-                picks.append((pool[order[offset]], derive_seed(*self.key, "augment", number, position)))
+                order = _permutation(len(pool), derive_seed(*self.key, *key, epoch))
+                picks.append((pool[order[offset]], derive_seed(*self.key, "augment", *key, position)))
         return picks
+
+    def _turn(self, iteration: int) -> tuple[int, int]:
+        """Whether an iteration is wide (0) or tall (1), and how many of its kind came before: as even as can be."""
+        wide, both = self.shares
+        before, after = iteration * wide // both, (iteration + 1) * wide // both
+        return (0, before) if after > before else (1, iteration - before)
+
+
+def _parted(images: list[int], tall: set[int]) -> tuple[list[int], list[int]]:
+    return [i for i in images if i not in tall], [i for i in images if i in tall]
 
 
 @lru_cache(maxsize=8)
@@ -109,7 +134,7 @@ def train_loader(
         raise DataError(
             f"SOLVER.IMS_PER_BATCH is {batch_size}, which {world_size} processes cannot share equally; take a multiple."
         )
-    plan = BatchPlan(view, batch_size, cfg.SEED)
+    plan = BatchPlan(view, batch_size, cfg.SEED, cfg.DATALOADER.ASPECT_RATIO_GROUPING)
     return DataLoader(
         _TrainSet(view.images, build_transform(cfg)),
         batch_sampler=_PlannedBatches(plan, iterations, rank, world_size),

@@ -105,6 +105,7 @@ def first_task_key(cfg: CfgNode, view: TaskView, world_size: int) -> str:
         "model": cfg.MODEL,
         "weights": _file_hash(cfg.MODEL.WEIGHTS),
         "input": cfg.INPUT,
+        "grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         "solver": {key: value for key, value in cfg.SOLVER.items() if key != "CHECKPOINT_PERIOD"},
         "classes": view.task.new,
         "view": _view_hash(view),

@@ -155,3 +155,52 @@ def test_prediction_reads_images_alone(view):
     assert pixels.shape == (3, 64, 96)
     assert pixels.dtype == torch.float32
     assert 0.9 < pixels.max() <= 1
+
+
+# ---------------------------------------------------------------------- images of one shape
+
+
+def shaped(view: TaskView, wide: int, tall: int, source: str = "task") -> tuple:
+    record = view.images[0].record
+    turned = replace(record, width=record.height, height=record.width)
+    image = replace(view.images[0], source=source)
+    return (image,) * wide + (replace(image, record=turned),) * tall
+
+
+def tall_ones(view: TaskView, batch) -> list[bool]:
+    records = [view.images[index].record for index, _ in batch]
+    return [record.height > record.width for record in records]
+
+
+def test_grouped_batches_hold_one_shape_each_as_often_as_there_are_such(view):
+    grouped = replace(view, images=shaped(view, 9, 3))
+    plan = BatchPlan(grouped, 4, seed=0, group=True)
+    batches_seen = [tall_ones(grouped, plan.batch(iteration)) for iteration in range(40)]
+    assert all(len(set(batch)) == 1 for batch in batches_seen)
+    assert [sum(batch[0] for batch in batches_seen[start : start + 4]) for start in range(0, 40, 4)] == [1] * 10
+
+
+def test_grouped_images_are_drawn_once_per_epoch_of_their_shape(view):
+    grouped = replace(view, images=shaped(view, 8, 4))
+    plan = BatchPlan(grouped, 4, seed=0, group=True)
+    drawn = Counter(index for iteration in range(3 * 5) for index, _ in plan.batch(iteration))
+    assert drawn == dict.fromkeys(range(12), 5)
+
+
+def test_without_a_tall_image_grouping_changes_nothing(view):
+    one_shape = replace(view, images=shaped(view, 5, 0))
+    plans = [BatchPlan(one_shape, 4, seed=3, group=group) for group in (True, False)]
+    for iteration in range(10):
+        assert plans[0].batch(iteration) == plans[1].batch(iteration)
+
+
+def test_the_memory_follows_the_shape_of_the_batch_where_it_can(view):
+    memory = shaped(view, 2, 2, source="memory")
+    mixed = replace(view, images=shaped(view, 6, 6) + memory, memory_share=0.25)
+    plan = BatchPlan(mixed, 4, seed=0, group=True)
+    for iteration in range(12):
+        assert len(set(tall_ones(mixed, plan.batch(iteration)))) == 1
+    no_tall = replace(view, images=shaped(view, 6, 6) + shaped(view, 3, 0, source="memory"), memory_share=0.25)
+    plan = BatchPlan(no_tall, 4, seed=0, group=True)
+    sources = [[no_tall.images[index].source for index, _ in plan.batch(iteration)] for iteration in range(12)]
+    assert all(batch.count("memory") == 1 for batch in sources)
