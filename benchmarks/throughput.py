@@ -35,7 +35,7 @@ from detectron2.utils.events import EventStorage
 from incdet.backends import build_detector
 from incdet.backends.base import Detector
 from incdet.backends.detectron2 import native
-from incdet.backends.detectron2.data import detection_dicts
+from incdet.backends.detectron2.data import ReplaySampler, detection_dicts
 from incdet.cli.config import read_config
 from incdet.config import CfgNode
 from incdet.data.shapes import write_shapes
@@ -77,7 +77,9 @@ def theirs(detector: Detector, view: TaskView, cfg: CfgNode, folder: Path) -> Ca
     loader = build_detection_train_loader(
         detection_dicts(view),
         mapper=DatasetMapper(cfg),
+        sampler=ReplaySampler(view, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED),  # the images that incdet draws
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
 

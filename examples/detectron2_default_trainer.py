@@ -26,6 +26,7 @@ from incdet.backends.detectron2.splits import register_splits
 from incdet.config import add_incdet_config
 
 CONFIG = Path(__file__).with_name("detectron2_shapes.yaml")
+PICTURE = 7  # of the test pictures, with a flower and a hexagon (task 1) and a leaf (task 2)
 
 
 class Trainer(DefaultTrainer):
@@ -79,7 +80,7 @@ def main() -> None:
     first = learn(1, 10, "", arguments)
     cfg = learn(2, 10, first.MODEL.WEIGHTS, arguments)
 
-    picture = cv2.imread(DatasetCatalog.get(cfg.DATASETS.TEST[0])[0]["file_name"])  # BGR
+    picture = cv2.imread(DatasetCatalog.get(cfg.DATASETS.TEST[0])[PICTURE]["file_name"])  # BGR
     found = DefaultPredictor(cfg)(picture)["instances"]
     canvas = Visualizer(picture[:, :, ::-1], MetadataCatalog.get(cfg.DATASETS.TEST[0]), scale=4)
     drawn = canvas.draw_instance_predictions(found[found.scores > 0.5]).get_image()

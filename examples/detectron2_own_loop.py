@@ -29,6 +29,7 @@ from incdet.engine.stream import Lesson, Run
 from incdet.report.terminal import print_summary
 
 CONFIG = Path(__file__).with_name("detectron2_shapes.yaml")
+PICTURE = 7  # of the test pictures, with a flower and a hexagon (task 1) and a leaf (task 2)
 
 
 def train(lesson: Lesson) -> Trained:
@@ -91,7 +92,7 @@ def main() -> None:
     # What comes out is a file of incdet's; Detectron2's predictor takes it.
     predictor = DefaultPredictor(native(cfg, num_classes=20))
     IncdetCheckpointer(predictor.model).load(str(run.task_folder(task) / "model.safetensors"))
-    picture = run.problem.test.images[0].path
+    picture = run.problem.test.images[PICTURE].path
     found = predictor(cv2.imread(str(picture)))["instances"]
     named = [run.stream.classes[label] for label in found[found.scores > 0.5].pred_classes]
     print(f"{picture.name}: {', '.join(named) or 'nothing'}")
