@@ -386,7 +386,7 @@ def _tensors(content: Any, path: Path) -> State:
         if isinstance(value, Tensor):
             result[str(name)] = value
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            result[str(name)] = torch.tensor(np.ascontiguousarray(value))
+            result[str(name)] = torch.tensor(np.asarray(value, order="C"))
     if not result:
         raise CheckpointError(f"The weights file {path} holds no tensors. Check that it is a file of weights.")
     return result

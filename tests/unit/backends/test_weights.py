@@ -72,6 +72,13 @@ def test_a_detectron2_pickle_is_read_and_renamed(tmp_path, protocol):
     assert torch.equal(state["layer1.0.downsample.1.bias"], torch.tensor([0.0, 1.0]))
 
 
+def test_a_count_of_no_dimension_keeps_it(tmp_path):
+    write_pkl(tmp_path / "a.pkl", {"model": {"bn1.num_batches_tracked": np.array(7), "a": np.ones((2, 3), order="F")}})
+    state = load_weights(tmp_path / "a.pkl")
+    assert state["bn1.num_batches_tracked"].shape == ()
+    assert state["a"].shape == (2, 3)
+
+
 def test_a_pickle_with_numpy_1_module_names_is_read(tmp_path):
     text = pickle.dumps({"model": {"a": np.ones(3, np.float32)}}, protocol=2).replace(b"numpy._core.", b"numpy.core.")
     (tmp_path / "old.pkl").write_bytes(text)
