@@ -127,7 +127,7 @@ class Detector(nn.Module, ABC):
 
     def freeze(self, stages: int, norm: bool) -> None:
         """Keep the first ``stages`` stages of a shared backbone fixed, and, with ``norm``, every batch norm."""
-        if body := self._body():
+        if (body := self._body()) is not None:
             body.freeze(stages)
         self.freeze_norm = norm
         if norm:
