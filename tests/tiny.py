@@ -89,6 +89,14 @@ def random_batch(count: int = 2, num_classes: int = 2, seed: int = 0) -> Batch:
     return Batch(random_images(count, seed), targets, [f"im{i}" for i in range(count)])
 
 
+def one_image(boxes, labels, use_rpn=None, use_roi=None, weights=None) -> Batch:
+    """Noise with the given objects."""
+    target = Target.from_boxes(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.tensor(labels))
+    given = {"use_rpn": use_rpn, "use_roi": use_roi, "weights": weights}
+    fields = {name: torch.tensor(value) for name, value in given.items() if value is not None}
+    return Batch(random_images(1), [Target(**{**vars(target), **fields})])
+
+
 def photographs(folder: Path, *texts: str) -> DetectionDataset:
     """Noise written as PNG files, one per text: a letter per object."""
     rng = np.random.default_rng(0)

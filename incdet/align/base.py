@@ -25,6 +25,10 @@ class LatentPairs:
     new: Tensor  # (R, D) of the current model
     labels: Tensor  # (R,) the visible object's class, in stream order; -1 = a proposal that lies on none
 
+    def relative_drift(self) -> Tensor:
+        """How far each latent moved, as a share of its length: (R,)."""
+        return (self.new - self.old).norm(dim=1) / self.old.norm(dim=1).clamp(min=1e-6)
+
 
 class Aligner(nn.Module, ABC):
     """Moves features (R, D) of the current model; no row of the result depends on another row.

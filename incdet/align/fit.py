@@ -19,6 +19,7 @@ from tqdm import trange
 from incdet.align.base import check_pairs
 from incdet.align.energy import EnergyAligner
 from incdet.errors import ConfigError, DivergenceError
+from incdet.randomness import seeded
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ def _contrast(
 ) -> EnergyAligner:
     """The training loop; what it returns aligns with the moving average of the weights."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):  # the seed of the run is left as it was
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         aligner = EnergyAligner(old.shape[1], settings.hidden, settings.steps, settings.step_size).to(old.device)
     average, network = aligner.network, copy.deepcopy(aligner.network).requires_grad_()
     optimizer = torch.optim.RMSprop(network.parameters(), lr=settings.learning_rate)

@@ -18,6 +18,7 @@ from incdet.align.base import Aligner, check_pairs
 from incdet.align.baselines import RIDGE_STRENGTH, Ridge, fit_ridge
 from incdet.align.energy import EnergyNetwork
 from incdet.errors import DivergenceError
+from incdet.randomness import seeded
 
 HIDDEN = (256,)  # this and all below: ours
 STEPS = 3
@@ -95,8 +96,7 @@ def fit_paired_energy(
 
 def _begin(old: Tensor, new: Tensor, strength: float, seed: int) -> PairedEnergy:
     """The aligner before training: a flat score, so that it moves what ridge regression moves and nothing else."""
-    with torch.random.fork_rng(devices=[]):  # the seed of the run is left as it was
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         aligner = PairedEnergy(old.shape[1], list(HIDDEN), STEPS, STEP_SIZE)
         nn.init.zeros_(cast("nn.Linear", aligner.network.layers[-1]).weight)
     aligner = aligner.to(old.device)

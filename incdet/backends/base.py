@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from incdet.backends.backbone import Body
-from incdet.structures import Batch, Detections, ImageOutputs, RegionOutputs
+from incdet.structures import Batch, Detections, ImageOutputs, RegionOutputs, Target
 
 # What the predictor makes of region features: (R, D) -> logits (R, K + 1), deltas (R, K or 1, 4).
 Predictor = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -68,6 +68,17 @@ class Detector(nn.Module, ABC):
         """
 
     @abstractmethod
+    def sample_regions(self, proposals: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The regions to train on, per image (r, 4), and what ``RegionOutputs`` says of them."""
+
+    @abstractmethod
+    def pool(self, outputs: ImageOutputs, boxes: list[Tensor]) -> Tensor:
+        """ROI pooling (R, C, s, s) of boxes, per image (r, 4) in the pixels of the resized image."""
+
+    @abstractmethod
+    def box_features(self, pooled: Tensor) -> Tensor:
+        """Region features (R, D): the box head on pooled ones."""
+
     def region_pass(self, outputs: ImageOutputs, boxes: list[Tensor] | None = None) -> RegionOutputs:
         """The second stage on ``boxes``, else on sampled proposals (with targets) or on all proposals (without).
 
@@ -75,6 +86,19 @@ class Detector(nn.Module, ABC):
             outputs: what ``image_pass`` returned.
             boxes: per image (r, 4) in the pixels of the resized image; they are used as they are, without labels.
         """
+        sampled: dict[str, Tensor] = {}
+        if boxes is None:
+            boxes = outputs.proposals
+            if outputs.targets is not None:
+                boxes, sampled = self.sample_regions(boxes, outputs.targets)
+        pooled = self.pool(outputs, boxes)
+        features = self.box_features(pooled)
+        if self.region_transform is not None:
+            features = self.region_transform(features, self.predictor)
+        logits, deltas = self.predictor(features)
+        counts = torch.tensor([len(b) for b in boxes], device=features.device)
+        image_index = torch.arange(len(boxes), device=features.device).repeat_interleave(counts)
+        return RegionOutputs(pooled, features, logits, deltas, torch.cat(boxes), image_index, **sampled)
 
     @abstractmethod
     def losses(self, images: ImageOutputs, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
@@ -90,22 +114,19 @@ class Detector(nn.Module, ABC):
     ) -> list[Detections]:
         """What logits and deltas of all proposals come to, after NMS, in each image's own pixels."""
 
+    def read(self, outputs: ImageOutputs) -> tuple[Tensor, Tensor]:
+        """Logits and deltas of all proposals as they are predicted from: after the aligner, by the read-out."""
+        regions = self.region_pass(outputs)
+        if self.read_out is None:
+            return regions.logits, regions.deltas
+        return self.read_out(regions.features, self.predictor), regions.deltas
+
     @torch.no_grad()
     def predict(self, images: list[Tensor]) -> list[Detections]:
         """The objects in each image, in its own pixels. Takes no targets, so none can leak."""
         with self.evaluating():
             outputs = self.image_pass(Batch(images, targets=None))
-            regions = self.region_pass(outputs)
-            logits = regions.logits if self.read_out is None else self.read_out(regions.features, self.predictor)
-            return self.detections(outputs, logits, regions.deltas, images)
-
-    @torch.no_grad()
-    def proposals(self, images: list[Tensor]) -> list[Tensor]:
-        """The boxes (r, 4) that the second stage would look at, best first, in each image's own pixels."""
-        with self.evaluating():
-            outputs = self.image_pass(Batch(images, targets=None))
-            sizes = zip(outputs.proposals, images, outputs.image_sizes, strict=True)
-            return [boxes * scale_of(boxes, image.shape[-2:], size) for boxes, image, size in sizes]
+            return self.detections(outputs, *self.read(outputs), images)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -117,9 +138,14 @@ class Detector(nn.Module, ABC):
         finally:
             self.train(was_training)
 
-    @abstractmethod
+    @torch.no_grad()
     def region_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
         """Features (n, D) before the predictor of given boxes (n, 4), per image, in that image's own pixels."""
+        with self.evaluating():
+            outputs = self.image_pass(Batch(images, targets=None))
+            sizes = zip(boxes, outputs.image_sizes, images, strict=True)
+            resized = [box * scale_of(box, size, image.shape[-2:]) for box, size, image in sizes]
+            return list(self.box_features(self.pool(outputs, resized)).split([len(box) for box in boxes]))
 
     @abstractmethod
     def expand_classes(self, count: int) -> None:
@@ -129,10 +155,13 @@ class Detector(nn.Module, ABC):
         """Keep the first ``stages`` stages of a shared backbone fixed, and, with ``norm``, every batch norm."""
         if (body := self._body()) is not None:
             body.freeze(stages)
+        self.freeze_norms(norm)
+
+    def freeze_norms(self, norm: bool) -> None:
+        """Keep every batch norm fixed, its statistics and its affine parameters, or let those train that may."""
         self.freeze_norm = norm
-        if norm:
-            for module in self._norms():
-                module.requires_grad_(False)
+        for module in self._norms() if norm else []:
+            module.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Detector:

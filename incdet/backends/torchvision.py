@@ -143,17 +143,14 @@ class TorchvisionDetector(FasterRCNN, Detector):
     def _prepare(self, batch: Batch) -> tuple[ImageList, list[Target] | None]:
         """Resize, normalise and pad; targets follow."""
         plain = None if batch.targets is None else [{"boxes": target.boxes} for target in batch.targets]
-        images, resized = self._resize(batch.images, plain)
+        pixels = batch.images if self.input_format == "RGB" else [image.flip(0) for image in batch.images]
+        images, resized = self.transform(pixels, plain)
         if batch.targets is None:
             return images, None
         return images, [
             Target(new["boxes"], old.labels, old.weights, old.use_rpn, old.use_roi)
             for old, new in zip(batch.targets, resized, strict=True)
         ]
-
-    def _resize(self, images: list[Tensor], targets: Any) -> Any:
-        """Torchvision's transform, on the channels as the backbone expects them."""
-        return self.transform(images if self.input_format == "RGB" else [image.flip(0) for image in images], targets)
 
     def _sample_anchors(self, anchors: list[Tensor], targets: list[Target]) -> tuple[Tensor, Tensor]:
         used = [target.select(target.use_rpn) for target in targets]
@@ -167,29 +164,19 @@ class TorchvisionDetector(FasterRCNN, Detector):
 
     # ------------------------------------------------------------------ second stage
 
-    def region_pass(self, outputs: ImageOutputs, boxes: list[Tensor] | None = None) -> RegionOutputs:
-        sampled: dict[str, Tensor] = {}
-        if boxes is None:
-            boxes = outputs.proposals
-            if outputs.targets is not None:
-                boxes, sampled = self._sample_regions(outputs.proposals, outputs.targets)
-        pooled = self.roi_heads.box_roi_pool(outputs.features, boxes, outputs.image_sizes)
-        features = self.roi_heads.box_head(pooled)
-        if self.region_transform is not None:
-            features = self.region_transform(features, self.predictor)
-        logits, deltas = self.predictor(features)
-        counts = torch.tensor([len(b) for b in boxes], device=features.device)
-        image_index = torch.arange(len(boxes), device=features.device).repeat_interleave(counts)
-        return RegionOutputs(pooled, features, logits, deltas, torch.cat(boxes), image_index, **sampled)
+    def pool(self, outputs: ImageOutputs, boxes: list[Tensor]) -> Tensor:
+        return self.roi_heads.box_roi_pool(outputs.features, boxes, outputs.image_sizes)
+
+    def box_features(self, pooled: Tensor) -> Tensor:
+        return self.roi_heads.box_head(pooled)
 
     def predictor(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Region features to logits (R, K + 1), background last, and deltas (R, K, 4) or (R, 1, 4)."""
         logits, deltas = self.roi_heads.box_predictor(features)
         logits, deltas = logits.float(), deltas.float()
         deltas = deltas.view(len(deltas), -1, 4)
         return _background_last(logits), deltas if self.class_agnostic else deltas[:, 1:]
 
-    def _sample_regions(self, proposals: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def sample_regions(self, proposals: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Torchvision's ``select_training_samples`` with ignored boxes and per-box weights."""
         heads = self.roi_heads
         used = [target.select(target.use_roi) for target in targets]
@@ -215,12 +202,6 @@ class TorchvisionDetector(FasterRCNN, Detector):
     def losses(self, images: ImageOutputs, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
         rpn, roi = self.box_losses
         return rpn_losses(images, rpn, skip) | region_losses(regions, roi, skip)
-
-    def region_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
-        prepared, resized = self._resize(images, [{"boxes": b} for b in boxes])
-        features = self.backbone(prepared.tensors)
-        pooled = self.roi_heads.box_roi_pool(features, [r["boxes"] for r in resized], prepared.image_sizes)
-        return list(self.roi_heads.box_head(pooled).split([len(b) for b in boxes]))
 
     def detections(
         self, outputs: ImageOutputs, logits: Tensor, deltas: Tensor, images: list[Tensor]

@@ -50,8 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         index = arguments.task or len(finished.stream)
         path = folder / f"task_{index}" / FILE
         if arguments.again or not path.exists():
-            settings = {f"energy ({name})": PRESETS[name] for name in arguments.presets}
-            study_alignment(finished, index, settings, arguments.background, arguments.latents)
+            study_alignment(finished, index, arguments.presets, arguments.background, arguments.latents)
         studies.append(read_study(path))
         write_report([folder], folder / "report.html")
     print(alignment_table(studies))

@@ -28,6 +28,7 @@ from incdet.align.paired import fit_paired_energy
 from incdet.data.digits import Digits, bundled_digits, mnist_digits
 from incdet.errors import ConfigError
 from incdet.files import write_atomic, write_json
+from incdet.randomness import seeded
 from incdet.report.toy import alignment_curves, displacements, latent_maps, toy_table
 
 EPILOG = """examples:
@@ -131,8 +132,7 @@ def _fit_aligners(
 
 def _learn_both(digits: Digits, settings: ToySettings) -> tuple[ToyNet, ToyNet]:
     """The network after task 1 and after task 2."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(settings.seed)
+    with seeded(settings.seed):
         net = ToyNet(digits.train_images.shape[1], settings.width)
         frozen = "" if settings.train_head_2 else "heads.1."
         trained = [p for name, p in net.named_parameters() if not (frozen and name.startswith(frozen))]

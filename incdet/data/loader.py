@@ -18,7 +18,7 @@ from incdet.data.images import read_image
 from incdet.data.transforms import Transform, build_transform
 from incdet.data.views import TaskView, TrainImage
 from incdet.errors import DataError
-from incdet.randomness import derive_seed
+from incdet.randomness import derive_seed, seeded
 from incdet.structures import Batch, Target
 
 
@@ -102,8 +102,7 @@ class _TrainSet(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Target, str]:
         index, seed = key
         image = self.images[index]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # images are augmented on the CPU
+        with seeded(seed):
             pixels, target = self.transform(read_image(image.record.path), image_target(image))
         return pixels, target, image.record.image_id
 

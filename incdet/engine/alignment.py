@@ -7,23 +7,20 @@ which regions lie on objects of old classes; it is here for comparison only, and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from fvcore.common.config import CfgNode
 from torch import Tensor
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from incdet.align.base import Aligner, LatentPairs
-from incdet.align.baselines import fit_mean_shift, fit_ridge
 from incdet.align.energy import EnergyAligner
-from incdet.align.fit import EnergySettings, fit_energy
 from incdet.align.gates import GATES, AlignerChain, Link, Oracle
-from incdet.align.paired import fit_paired_energy
 from incdet.backends.base import Detector, scale_of
 from incdet.data.images import read_image
 from incdet.data.protocols import ObjectTable
@@ -33,6 +30,7 @@ from incdet.errors import ConfigError
 from incdet.evaluation.predictions import Predictions
 from incdet.evaluation.results import task_result
 from incdet.files import write_json
+from incdet.methods.eli import ALIGNERS, Eli
 from incdet.randomness import derive_seed
 from incdet.structures import Batch, Detections, RegionOutputs
 from incdet.tasks import TaskSpec
@@ -57,15 +55,13 @@ class Reading:
         return ["oracle"] if self.gate == "oracle" else []
 
 
-def study_alignment(
-    run: Run, index: int, settings: Mapping[str, EnergySettings], background: int, limit: int
-) -> dict[str, Any]:
+def study_alignment(run: Run, index: int, presets: Sequence[str], background: int, limit: int) -> dict[str, Any]:
     """Fit every aligner from the model before task ``index`` to the one after it, and test with each.
 
     Args:
         run: with the tasks ``index - 1`` and ``index`` finished.
         index: of the task, counted from 2.
-        settings: energy networks to fit, by the name they get in the table.
+        presets: of the energy networks to fit; the other aligners are fitted once, as ``Eli`` does by default.
         background: proposals per image beside its objects, for the fit.
         limit: latents at most.
 
@@ -83,7 +79,7 @@ def study_alignment(
     seed = derive_seed(run.cfg.SEED, "alignment", index)
     images = run.problem.view(task).images
     pairs = collect_pairs(previous, current, images, cfg, run.fabric, background, limit, seed)
-    aligners, seconds = _fit(pairs, settings, seed)
+    aligners, seconds = _fit(pairs, presets, seed)
     readings = [Reading("", "")]
     for name, aligner in aligners.items():
         gates = [gate for gate in GATES if gate != "energy" or isinstance(aligner, EnergyAligner)]
@@ -102,20 +98,15 @@ def study_alignment(
     return result
 
 
-def _fit(
-    pairs: LatentPairs, settings: Mapping[str, EnergySettings], seed: int
-) -> tuple[dict[str, Aligner], dict[str, float]]:
-    fits: dict[str, Callable[[], Aligner]] = {
-        name: partial(fit_energy, pairs.old, pairs.new, setting, seed) for name, setting in settings.items()
-    }
-    fits["energy_paired"] = partial(fit_paired_energy, pairs.old, pairs.new, seed=seed)
-    fits["mean_shift"] = partial(fit_mean_shift, pairs.old, pairs.new)
-    fits["ridge"] = partial(fit_ridge, pairs.old, pairs.new)
+def _fit(pairs: LatentPairs, presets: Sequence[str], seed: int) -> tuple[dict[str, Aligner], dict[str, float]]:
+    """Every kind of aligner by the name it gets in the table, and the seconds that its fit took."""
+    choices = {f"energy ({preset})": {"ALIGNER": "energy", "PRESET": preset} for preset in presets}
+    choices |= {kind: {"ALIGNER": kind} for kind in ALIGNERS if kind != "energy"}
     aligners: dict[str, Aligner] = {}
     seconds: dict[str, float] = {}
-    for name, fit in fits.items():
+    for name, choice in choices.items():
         began = time.perf_counter()
-        aligners[name] = fit()
+        aligners[name] = Eli(CfgNode({**Eli.DEFAULTS, **choice})).fit(pairs, seed)
         seconds[name] = round(time.perf_counter() - began, 2)
     return aligners, seconds
 
@@ -197,7 +188,7 @@ def _scored(run: Run, task: TaskSpec, reading: Reading) -> dict[str, Any]:
 
 def _drift(pairs: LatentPairs) -> dict[str, float]:
     """How far the latents of the task's objects and of its background moved, as a share of their length."""
-    share = (pairs.new - pairs.old).norm(dim=1) / pairs.old.norm(dim=1).clamp(min=1e-6)
+    share = pairs.relative_drift()
     rows = {"objects": pairs.labels >= 0, "background": pairs.labels < 0}
     return {name: round(share[row].mean().item(), 4) for name, row in rows.items() if row.any()}
 

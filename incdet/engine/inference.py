@@ -43,13 +43,10 @@ def detect(
     return [found[position] for position in range(len(paths))]
 
 
-@torch.no_grad()
 def visible_features(
     detector: Detector, images: Sequence[TrainImage], cfg: CfgNode, fabric: Fabric, description: str
 ) -> list[Tensor]:
     """Region features (n, D) of each image's visible boxes, in eval mode, on the CPU."""
-    was_training = detector.training
-    detector.eval()
     features: list[Tensor] = []
     size = cfg.TEST.IMS_PER_BATCH
     for start in tqdm(range(0, len(images), size), desc=description, disable=fabric.global_rank > 0, leave=False):
@@ -57,5 +54,4 @@ def visible_features(
         pixels = [read_image(image.record.path).float().div_(255).to(fabric.device) for image in part]
         boxes = [image_target(image).boxes.to(fabric.device) for image in part]
         features += [feature.cpu() for feature in detector.region_features(pixels, boxes)]
-    detector.train(was_training)
     return features

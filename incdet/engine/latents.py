@@ -12,10 +12,11 @@ from torchvision.ops import box_iou
 from tqdm import tqdm
 
 from incdet.align.base import LatentPairs
-from incdet.backends.base import Detector
+from incdet.backends.base import Detector, scale_of
 from incdet.data.images import read_image
 from incdet.data.loader import image_target
 from incdet.data.views import TrainImage
+from incdet.structures import Batch
 
 BACKGROUND_IOU = 0.5  # a proposal that overlaps no visible object by this much counts as background
 
@@ -52,37 +53,36 @@ def collect_pairs(
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(images), generator=generator).tolist()
-    old: list[Tensor] = []
-    new: list[Tensor] = []
-    labels: list[Tensor] = []
-    size, collected = cfg.TEST.IMS_PER_BATCH, 0
-    modes = previous.training, current.training
-    previous.eval(), current.eval()
-    for start in tqdm(range(0, len(order), size), desc="latents", disable=fabric.global_rank > 0, leave=False):
-        part = [images[position] for position in order[start : start + size]]
-        pixels = [read_image(image.record.path).float().div_(255).to(fabric.device) for image in part]
-        regions = [
-            _regions(image, proposals, background, generator)
-            for image, proposals in zip(part, current.proposals(pixels), strict=True)
-        ]
-        boxes = [found for found, _ in regions]
-        for side, detector in ((old, previous), (new, current)):
-            side += [features.float().cpu() for features in detector.region_features(pixels, boxes)]
-        labels += [found for _, found in regions]
-        collected += sum(map(len, boxes))
-        if collected >= limit:
-            break
-    previous.train(modes[0]), current.train(modes[1])
-    return LatentPairs(*(torch.cat(parts)[:limit] for parts in (old, new, labels)))
+    share_frozen = previous.shares_frozen_stages_with(current)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    size = cfg.TEST.IMS_PER_BATCH
+    starts = tqdm(range(0, len(order), size), desc="latents", disable=fabric.global_rank > 0, leave=False)
+    with previous.evaluating(), current.evaluating():
+        for start in starts:
+            batch = [images[position] for position in order[start : start + size]]
+            pixels = [read_image(image.record.path).float().div_(255).to(fabric.device) for image in batch]
+            seen = current.image_pass(Batch(pixels, targets=None))
+            chosen = [
+                _regions(image, scale_of(proposals, resized, one.shape[-2:]), proposals, background, generator)
+                for image, one, proposals, resized in zip(batch, pixels, seen.proposals, seen.image_sizes, strict=True)
+            ]
+            boxes = [found for found, _ in chosen]
+            seen_before = previous.image_pass_like(seen, share_frozen)
+            old = previous.box_features(previous.pool(seen_before, boxes))
+            new = current.box_features(current.pool(seen, boxes))
+            parts.append((old.float().cpu(), new.float().cpu(), torch.cat([found for _, found in chosen])))
+            if sum(len(part[2]) for part in parts) >= limit:
+                break
+    return LatentPairs(*(torch.cat(column)[:limit] for column in zip(*parts, strict=True)))
 
 
 def _regions(
-    image: TrainImage, proposals: Tensor, background: int, generator: torch.Generator
+    image: TrainImage, scale: Tensor, proposals: Tensor, background: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Boxes (r, 4) to look at and their labels (r,) on the CPU."""
+    """Boxes (r, 4) to look at, in the resized image, and their labels (r,) on the CPU."""
     target = image_target(image)
     target = target.select(target.use_roi)
-    objects = target.boxes.to(proposals.device)
+    objects = target.boxes.to(proposals.device) * scale
     if len(objects) and len(proposals):
         proposals = proposals[box_iou(proposals, objects).amax(dim=1) < BACKGROUND_IOU]
     picks = torch.randperm(len(proposals), generator=generator)[:background].to(proposals.device)

@@ -57,8 +57,7 @@ class Learner(nn.Module):
         losses = self.student.losses(images, regions, skip=self._replaced_now())
         step = Step(self.task, batch, Pass(self.student, lambda: images, lambda: regions), None)
         if self.teacher is not None:
-            boxes = regions.boxes_per_image(len(batch))
-            step = replace(step, teacher=TeacherPass(self.teacher, images, boxes, self._share_frozen))
+            step = replace(step, teacher=TeacherPass(self.teacher, step.student, self._share_frozen))
         for method in self.methods:
             for name, value in method.losses(step).items():
                 if name in losses:
@@ -74,12 +73,12 @@ class Learner(nn.Module):
 class TeacherPass(Pass):
     """A teacher's pass over the student's images and boxes, without gradients and only as far as methods ask."""
 
-    def __init__(self, detector: Detector, seen: ImageOutputs, boxes: list[Tensor], share_frozen: bool) -> None:
+    def __init__(self, detector: Detector, student: Pass, share_frozen: bool) -> None:
         @torch.no_grad()
         def look() -> ImageOutputs:
-            return detector.image_pass_like(seen, share_frozen)
+            return detector.image_pass_like(student.images, share_frozen)
 
-        super().__init__(detector, look, lambda: self.regions_on(boxes))
+        super().__init__(detector, look, lambda: self.regions_on(student.regions.boxes_per_image(len(student))))
 
     @torch.no_grad()
     def regions_on(self, boxes: list[Tensor]) -> RegionOutputs:

@@ -138,11 +138,11 @@ class Run:
         return self._conclude()
 
     def _learn_task(self, task: TaskSpec) -> None:
-        model, shared = self.task_folder(task) / MODEL_FILE, self._shared_model(task)
+        context = self._context(task)
+        model, shared = context.task_folder / MODEL_FILE, self._shared_model(context)
         if shared is not None and shared.exists() and self.fabric.is_global_zero:
             _copy(shared, model)
         self.fabric.barrier()
-        context = self._context(task)
         if model.exists():
             metadata = self._load_model(model, context.student)
             train, extra = json.loads(metadata["train"]), json.loads(metadata["extra"])
@@ -337,11 +337,11 @@ class Run:
         load_into(student, state, strict=True, source=str(path))
         return metadata
 
-    def _shared_model(self, task: TaskSpec) -> Path | None:
+    def _shared_model(self, context: TaskContext) -> Path | None:
         """Where runs with the same first task keep its model; None where it cannot be shared."""
-        if task.old or not self.cfg.FIRST_TASK_CACHE or any(m.changes_first_task for m in self.methods):
+        if context.task.old or not self.cfg.FIRST_TASK_CACHE or any(m.changes_first_task for m in self.methods):
             return None
-        key = first_task_key(self.task_configs[0], self.problem.view(task), self.fabric.world_size)
+        key = first_task_key(context.cfg, context.view, self.fabric.world_size)
         return Path(self.cfg.FIRST_TASK_CACHE) / key / MODEL_FILE
 
     def _protocol(self) -> dict[str, Any]:

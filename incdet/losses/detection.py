@@ -51,7 +51,7 @@ def rpn_losses(
         losses["loss_rpn_cls"] = loss / divisor
     if "loss_rpn_loc" not in skip:
         positive = labels == 1
-        anchors = torch.stack(images.anchors)[positive]
+        anchors = torch.cat([anchors[row] for anchors, row in zip(images.anchors, positive, strict=True)])
         loss = box_loss(images.anchor_deltas[positive], targets[positive], anchors).sum()
         losses["loss_rpn_loc"] = loss / divisor
     return losses

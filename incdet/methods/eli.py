@@ -65,14 +65,13 @@ class Eli(Method):
         began = time.perf_counter()
         pairs = context.latent_pairs(context.view.images, self.cfg.BACKGROUND, self.cfg.LATENTS)
         collected = time.perf_counter()
-        aligner = self._fit(pairs, derive_seed(context.cfg.SEED, "eli", context.task.index))
+        aligner = self.fit(pairs, derive_seed(context.cfg.SEED, "eli", context.task.index))
         save_chain(path, [*self._earlier(context), Link(aligner, context.task.num_old)], background=self.cfg.BACKGROUND)
-        drift = (pairs.new - pairs.old).norm(dim=1) / pairs.old.norm(dim=1).clamp(min=1e-6)
         self._report = {
             "aligner": self.cfg.ALIGNER,
             "gate": self.cfg.GATE,
             "latents": len(pairs.old),
-            "relative_drift": round(drift.mean().item(), 4),
+            "relative_drift": round(pairs.relative_drift().mean().item(), 4),
             "collect_seconds": round(collected - began, 1),
             "fit_seconds": round(time.perf_counter() - collected, 1),
         }
@@ -82,7 +81,8 @@ class Eli(Method):
         path = context.run_folder / f"task_{context.task.index - 1}" / FILE
         return load_chain(path) if context.task.index > 2 or path.exists() else []
 
-    def _fit(self, pairs: LatentPairs, seed: int) -> Aligner:
+    def fit(self, pairs: LatentPairs, seed: int) -> Aligner:
+        """The aligner that the configuration asks for."""
         if self.cfg.ALIGNER == "mean_shift":
             return fit_mean_shift(pairs.old, pairs.new)
         if self.cfg.ALIGNER == "ridge":

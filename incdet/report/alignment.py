@@ -44,13 +44,8 @@ def alignment_table(studies: Sequence[Study]) -> str:
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for (aligner, gate), readings in rows.items():
-        cells = [_mean([reading["groups"][METRIC][key] for reading in readings]) for key in GROUPS.values()]
         stamp = "".join(f" [{stamp.upper()}]" for stamp in readings[0]["stamps"])
-        moved = round(statistics.mean(reading["moved"] for reading in readings))
-        seconds = statistics.mean(reading["seconds"] for reading in readings)
-        lines.append(
-            f"| {aligner or 'none'} | {gate or '–'}{stamp} | {' | '.join(cells)} | {moved:,} | {seconds:.2f} |"
-        )
+        lines.append(f"| {aligner or 'none'} | {gate or '–'}{stamp} | {' | '.join(_numbers(readings))} |")
     return "\n".join(lines)
 
 
@@ -79,18 +74,14 @@ def _study(name: str, run: Run, study: Study) -> str:
         f"AP50 (area) in percent. Fitted on {study['latents']:,} regions: {escape(fits)}. <em>Seconds</em>: gate, "
         "aligner and predictor on all test images together."
     )
-    rows = []
-    for reading in study["readings"]:
-        groups = reading["groups"][METRIC]
-        rows.append(
-            [
-                escape(reading["aligner"] or "none"),
-                escape(reading["gate"] or "–") + page.badges(reading["stamps"]),
-                *(_mean([groups[key]]) for key in GROUPS.values()),
-                f"{reading['moved']:,}",
-                f"{reading['seconds']:.2f}",
-            ]
-        )
+    rows = [
+        [
+            escape(reading["aligner"] or "none"),
+            escape(reading["gate"] or "–") + page.badges(reading["stamps"]),
+            *_numbers([reading]),
+        ]
+        for reading in study["readings"]
+    ]
     parts = [heading, page.table(["aligner", "gate", *GROUPS, "regions moved", "seconds"], rows, caption)]
     for number, (aligner, scores) in enumerate(study["scores"].items()):
         described = f"Scores that {aligner} gives to latents of the previous model, of this one, and after the walk"
@@ -103,6 +94,13 @@ def _class_table(study: Study) -> str:
     headers = ["class", *(escape(f"{r['aligner'] or 'none'} {r['gate']}") + page.badges(r["stamps"]) for r in readings)]
     names = list(readings[0]["ap"][METRIC])
     return page.table(headers, [[escape(name), *(_mean([r["ap"][METRIC][name]]) for r in readings)] for name in names])
+
+
+def _numbers(readings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """AP of each group, regions moved and seconds, over the readings of one aligner behind one gate."""
+    ap = [_mean([reading["groups"][METRIC][key] for reading in readings]) for key in GROUPS.values()]
+    moved = round(statistics.mean(reading["moved"] for reading in readings))
+    return [*ap, f"{moved:,}", f"{statistics.mean(reading['seconds'] for reading in readings):.2f}"]
 
 
 def _mean(values: Sequence[float | None]) -> str:

@@ -109,9 +109,7 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
                 )
         self.roi_heads.check()
         self.box_losses = (_box_loss(self.proposal_generator), _box_loss(self.roi_heads.box_predictor))
-        self.freeze_norm = freeze_norm
-        for module in self._norms() if freeze_norm else []:
-            module.requires_grad_(False)
+        self.freeze_norms(freeze_norm)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -148,7 +146,10 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
     # ------------------------------------------------------------------ first stage
 
     def image_pass(self, batch: Batch) -> ImageOutputs:
-        images, targets = self._prepare(batch)
+        return self._pass(*self._prepare(batch))
+
+    def _pass(self, images: ImageList, targets: list[Target] | None) -> ImageOutputs:
+        """The first stage on normalised images, its anchors labelled where there are targets."""
         outputs = self._first_stage(images, self._frozen_pass(images.tensor))
         if targets is not None:
             outputs.targets = targets
@@ -184,9 +185,12 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
         """Resize, normalise and pad; targets follow."""
         images, targets = batch.images, batch.targets
         if not isinstance(batch, ResizedBatch):
-            boxes = [images[0].new_empty(0, 4)] * len(batch) if targets is None else [t.boxes for t in targets]
-            images, boxes = self._resize(images, boxes)
-            targets = targets and [replace(t, boxes=b) for t, b in zip(targets, boxes, strict=True)]
+            images = [self._resize(image) for image in images]
+            if targets is not None:
+                sizes = zip(targets, images, batch.images, strict=True)
+                targets = [
+                    replace(t, boxes=t.boxes * scale_of(t.boxes, i.shape[-2:], o.shape[-2:])) for t, i, o in sizes
+                ]
         return self.preprocess_image([{"image": self._native(image)} for image in images]), targets
 
     def _native(self, image: Tensor) -> Tensor:
@@ -194,40 +198,23 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
         image = image * 255
         return image if self.input_format == "RGB" else image.flip(0)
 
-    def _resize(self, images: list[Tensor], boxes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Images and boxes of the size that the detector looks at now."""
-        resized, scaled = [], []
-        for image, found in zip(images, boxes, strict=True):
-            height, width = image.shape[-2:]
-            size = self.sizes[self.training].draw(height, width)
-            if size != (height, width):
-                image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-            resized.append(image)
-            scaled.append(found * scale_of(found, size, (height, width)))
-        return resized, scaled
+    def _resize(self, image: Tensor) -> Tensor:
+        """The image in a size that the detector looks at now."""
+        size = self.sizes[self.training].draw(*image.shape[-2:])
+        if size == image.shape[-2:]:
+            return image
+        return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
     # ------------------------------------------------------------------ second stage
 
-    def region_pass(self, outputs: ImageOutputs, boxes: list[Tensor] | None = None) -> RegionOutputs:
-        sampled: dict[str, Tensor] = {}
-        if boxes is None:
-            boxes = outputs.proposals
-            if outputs.targets is not None:
-                boxes, sampled = self.roi_heads.sample(boxes, outputs.targets)
-        pooled = self.roi_heads.pool(outputs.features, boxes)
-        features = self.roi_heads.head(pooled)
-        if self.region_transform is not None:
-            features = self.region_transform(features, self.predictor)
-        logits, deltas = self.predictor(features)
-        counts = torch.tensor([len(b) for b in boxes], device=features.device)
-        image_index = torch.arange(len(boxes), device=features.device).repeat_interleave(counts)
-        return RegionOutputs(pooled, features, logits, deltas, torch.cat(boxes), image_index, **sampled)
+    def sample_regions(self, proposals: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        return self.roi_heads.sample(proposals, targets)
 
-    def region_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]:
-        resized, scaled = self._resize(images, boxes)
-        prepared = self.preprocess_image([{"image": self._native(image)} for image in resized])
-        pooled = self.roi_heads.pool(self.backbone(prepared.tensor), scaled)
-        return list(self.roi_heads.head(pooled).split([len(b) for b in boxes]))
+    def pool(self, outputs: ImageOutputs, boxes: list[Tensor]) -> Tensor:
+        return self.roi_heads.pool(outputs.features, boxes)
+
+    def box_features(self, pooled: Tensor) -> Tensor:
+        return self.roi_heads.head(pooled)
 
     # ------------------------------------------------------------------ losses and prediction
 
@@ -258,10 +245,10 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
         """``GeneralizedRCNN.forward``: in training losses by name, else detections; see there for the inputs."""
         if not self.training:
             return self.inference(batched_inputs)
-        batch = self._batch(batched_inputs)
+        targets = [_target(item).to(self.device) for item in batched_inputs]
         if self.learner is not None:
-            return self.learner(batch)
-        images = self.image_pass(batch)
+            return self.learner(self._batch(batched_inputs, targets))
+        images = self._pass(self.preprocess_image(batched_inputs), targets)
         regions = self.region_pass(images)
         if has_event_storage():
             self._log(batched_inputs, images, regions)
@@ -276,19 +263,15 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
         """``GeneralizedRCNN.inference``, through the stages, the aligner and the read-out of ``predict``."""
         if detected_instances is not None:
             return super().inference(batched_inputs, detected_instances, do_postprocess)
-        images = self.preprocess_image(batched_inputs)
-        outputs = self._first_stage(images, self._frozen_pass(images.tensor))
-        regions = self.region_pass(outputs)
-        logits = regions.logits if self.read_out is None else self.read_out(regions.features, self.predictor)
-        found = self.roi_heads.detect(logits, regions.deltas, outputs.proposals, outputs.image_sizes)
-        return self._postprocess(found, batched_inputs, images.image_sizes) if do_postprocess else found
+        outputs = self._pass(self.preprocess_image(batched_inputs), targets=None)
+        found = self.roi_heads.detect(*self.read(outputs), outputs.proposals, outputs.image_sizes)
+        return self._postprocess(found, batched_inputs, outputs.image_sizes) if do_postprocess else found
 
-    def _batch(self, inputs: list[dict[str, Any]]) -> ResizedBatch:
-        """A dataset mapper's output as a batch; its targets are plain ground truth unless ``TaskMapper`` says more."""
+    def _batch(self, inputs: list[dict[str, Any]], targets: list[Target]) -> ResizedBatch:
+        """A dataset mapper's output as methods see it."""
         images = [item["image"].to(self.device) / 255 for item in inputs]
         images = images if self.input_format == "RGB" else [image.flip(0) for image in images]
-        ids = [str(item.get("image_id", number)) for number, item in enumerate(inputs)]
-        return ResizedBatch(images, [_target(item).to(self.device) for item in inputs], ids)
+        return ResizedBatch(images, targets, [str(item.get("image_id", i)) for i, item in enumerate(inputs)])
 
     def _log(self, inputs: list[dict[str, Any]], images: ImageOutputs, regions: RegionOutputs) -> None:
         """What Detectron2's own RPN and heads write into the event storage."""

@@ -28,11 +28,11 @@ class FakeDetector(nn.Module):
 
     def image_pass(self, batch):
         self.calls.append(("image_pass", batch.image_ids))
-        return SimpleNamespace(of=self)
+        return SimpleNamespace(of=self, image_sizes=[(8, 8)])
 
     def image_pass_like(self, images, share_frozen):
         self.calls.append(("image_pass_like", images.of is not self, share_frozen, torch.is_grad_enabled()))
-        return SimpleNamespace(of=self)
+        return SimpleNamespace(of=self, image_sizes=[(8, 8)])
 
     def region_pass(self, images, boxes=None):
         self.calls.append(("region_pass", boxes, torch.is_grad_enabled()))

@@ -19,6 +19,34 @@ def class_ap(name: str, mean: float) -> float:
     return float(min(1.0, mean * wobble))
 
 
+def task_result(t, row, task_classes, block, train, extra) -> dict:
+    """The content of the result.json of task ``t``, whose row of the matrix is given."""
+    ap = {
+        metric: {
+            c: class_ap(c, SCALE[metric] * m) for group, m in zip(task_classes[:t], row, strict=True) for c in group
+        }
+        for metric in METRICS
+    }
+    groups = {}
+    for metric, values in ap.items():
+        new = [values[c] for c in task_classes[t - 1]]
+        old = [v for c, v in values.items() if c not in task_classes[t - 1]]
+        mean = {"old": float(np.mean(old)) if old else None, "new": float(np.mean(new))}
+        groups[metric] = mean | {"seen": float(np.mean([*old, *new]))}
+    return {
+        "schema": 1,
+        "task": t,
+        "stamps": block["stamps"],
+        "protocol": block,
+        "ap": ap,
+        "groups": groups,
+        "by_task": {m: [float(np.mean([ap[m][c] for c in g])) for g in task_classes[:t]] for m in METRICS},
+        "train": {"iterations": 500, "images": 800, **train},
+        "evaluate": {"seconds": 9.2, "images": 400},
+        "extra": extra,
+    }
+
+
 def write_run(
     folder: Path,
     methods=("pseudo_label",),
@@ -53,35 +81,14 @@ def write_run(
         "version": "0.1.0",
         "stamps": list(stamps),
     } | protocol
-    tasks = []
-    for t, row in enumerate(matrix[: finished or len(matrix)], start=1):
-        ap = {
-            metric: {
-                c: class_ap(c, SCALE[metric] * m) for group, m in zip(task_classes[:t], row, strict=True) for c in group
-            }
-            for metric in METRICS
-        }
-        groups = {}
-        for metric, values in ap.items():
-            new = [values[c] for c in task_classes[t - 1]]
-            old = [v for c, v in values.items() if c not in task_classes[t - 1]]
-            mean = {"old": float(np.mean(old)) if old else None, "new": float(np.mean(new))}
-            groups[metric] = mean | {"seen": float(np.mean([*old, *new]))}
-        result = {
-            "schema": 1,
-            "task": t,
-            "stamps": list(stamps),
-            "protocol": block,
-            "ap": ap,
-            "groups": groups,
-            "by_task": {m: [float(np.mean([ap[m][c] for c in g])) for g in task_classes[:t]] for m in METRICS},
-            "train": {"iterations": 500, "seconds": 80.0 + seed, "images": 800},
-            "evaluate": {"seconds": 9.2, "images": 400},
-            "extra": (extra or {}) if t > 1 else {},
-        }
-        tasks.append(result)
-        (folder / f"task_{t}").mkdir(parents=True)
-        (folder / f"task_{t}" / "result.json").write_text(json.dumps(result))
+    tasks = [
+        task_result(t, row, task_classes, block, {"seconds": 80.0 + seed}, (extra or {}) if t > 1 else {})
+        for t, row in enumerate(matrix[: finished or len(matrix)], start=1)
+    ]
+    for result in tasks:
+        task_folder = folder / f"task_{result['task']}"
+        task_folder.mkdir(parents=True)
+        (task_folder / "result.json").write_text(json.dumps(result))
     text = f"NAME: '{name}'\nMETHODS: {list(methods)}\nSEED: {seed}\n"
     (folder / "config.yaml").write_text(f"{text}DATASETS:\n  ROOT: {root}\n  TEST: shapes_test\n  TRAIN: shapes_test\n")
     rows = [
