@@ -37,7 +37,6 @@ def train(lesson: Lesson) -> Trained:
     task, model = lesson.context.task, lesson.learner.student.train()
     cfg = native(lesson.context.cfg, task.num_seen)
     model.learner = lesson.learner  # from now on model(data) returns the methods' losses, too
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
     loader = build_detection_train_loader(
@@ -58,9 +57,8 @@ def train(lesson: Lesson) -> Trained:
             check_losses(losses, iteration)
             optimizer.zero_grad()
             sum(losses.values()).backward()
-            optimizer.step()
-            for method in lesson.learner.methods:
-                method.update_transforms(trained)
+            with lesson.learner.around_update():
+                optimizer.step()
             storage.put_scalars(**{name: value.item() for name, value in losses.items()})
             storage.put_scalar("lr", optimizer.param_groups[0]["lr"], smoothing_hint=False)
             scheduler.step()

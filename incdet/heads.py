@@ -1,4 +1,4 @@
-"""Growing a linear predictor when a task brings new classes."""
+"""Growing and cutting a linear predictor when the classes change."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ def grow_linear(layer: nn.Linear, rows: int, at: int, std: float) -> nn.Linear:
         grown.weight.copy_(torch.cat([layer.weight[:at], new, layer.weight[at:]]))
         grown.bias.copy_(torch.cat([layer.bias[:at], layer.bias.new_zeros(rows), layer.bias[at:]]))
     return grown
+
+
+def keep_rows(layer: nn.Linear, rows: list[int]) -> nn.Linear:
+    """A copy of ``layer`` with only these outputs, in this order."""
+    kept = nn.Linear(layer.in_features, len(rows), device=layer.weight.device, dtype=layer.weight.dtype)
+    with torch.no_grad():
+        kept.weight.copy_(layer.weight[rows])
+        kept.bias.copy_(layer.bias[rows])
+    return kept

@@ -5,6 +5,7 @@ Four classes a, b, c, d are taught two by two. Images are noise of 64 by 96 pixe
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ from incdet.config.node import CfgNode
 from incdet.data.loader import train_loader
 from incdet.data.records import DetectionDataset, ImageRecord
 from incdet.data.views import TaskView, task_view
-from incdet.engine import inference
-from incdet.engine.latents import collect_pairs
+from incdet.engine.context import task_context
 from incdet.engine.learner import Learner, freeze_copy
 from incdet.methods.base import Method, TaskContext
 from incdet.structures import Batch, Target
@@ -122,36 +122,11 @@ class World:
         self.first = tiny_detector(cfg, self.stream[0].num_seen)
 
     def context(self, task: TaskSpec = SECOND, student: Any = None, teacher: Any = None, **changes: Any) -> TaskContext:
-        folder = self.folder / f"task_{task.index}"
-        folder.mkdir(exist_ok=True)
-
-        def detect(detector, images, description):
-            return inference.detect(detector, [i.record.path for i in images], self.cfg, self.fabric, description)
-
-        def features(detector, images, description):
-            return inference.visible_features(detector, images, self.cfg, self.fabric, description)
-
-        def latent_pairs(images, background, limit):
-            return collect_pairs(teacher, student, images, self.cfg, self.fabric, background, limit, seed=0)
-
-        given = {
-            "cfg": self.cfg,
-            "stream": self.stream,
-            "task": task,
-            "dataset": self.dataset,
-            "view": task_view(self.dataset, self.stream, task),
-            "student": student or self.first,
-            "teacher": teacher,
-            "run_folder": self.folder,
-            "task_folder": folder,
-            "detect": detect,
-            "features": features,
-            "latent_pairs": lambda *given: collect_pairs(
-                teacher, student, given[0], self.cfg, self.fabric, *given[1:], 0
-            ),
-            "is_main": True,
-        }
-        return TaskContext(**{**given, **changes})
+        (self.folder / f"task_{task.index}").mkdir(exist_ok=True)
+        view = task_view(self.dataset, self.stream, task)
+        detectors = student or self.first, teacher
+        context = task_context(self.cfg, self.fabric, self.stream, task, self.dataset, view, detectors, self.folder)
+        return replace(context, **changes)
 
     def begin_first(self, methods: Sequence[Method]) -> tuple[Learner, TaskView]:
         return self._begin(FIRST, methods, self.first, None)

@@ -12,6 +12,7 @@ A teacher looks at the student's images and boxes, without targets: ``teacher.im
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,21 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def num_classes(self) -> int:
         """How many classes the head knows, the background not counted."""
+
+    @property
+    @abstractmethod
+    def classifier(self) -> nn.Linear:
+        """The layer that makes logits of region features, its rows in the library's order."""
+
+    @property
+    @abstractmethod
+    def classifier_rows(self) -> list[int]:
+        """The classifier's row of each logit: K + 1, background last."""
+
+    @property
+    @abstractmethod
+    def box_head(self) -> nn.Module:
+        """What makes region features of pooled ones."""
 
     @abstractmethod
     def image_pass(self, batch: Batch) -> ImageOutputs:
@@ -150,6 +166,23 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def expand_classes(self, count: int) -> None:
         """Add ``count`` classes to the head; the old logits and the background keep their bits."""
+
+    @abstractmethod
+    def drop_classes(self, count: int) -> None:
+        """Forget the first ``count`` classes; the others and the background keep their bits."""
+
+    @torch.no_grad()
+    def start_from_background(self, count: int) -> None:
+        """Let the last ``count`` classes take equal parts of what is called background (Cermelli et al., MiB, eq. 9).
+
+        Their weights become the background's, and all biases its bias less ``log(count + 1)``: together they keep the
+        probability that the background had.
+        """
+        *classes, background = self.classifier_rows
+        weight, bias = self.classifier.weight, self.classifier.bias
+        bias[background] -= math.log(count + 1)
+        for row in classes[len(classes) - count :]:
+            weight[row], bias[row] = weight[background], bias[background]
 
     def freeze(self, stages: int, norm: bool) -> None:
         """Keep the first ``stages`` stages of a shared backbone fixed, and, with ``norm``, every batch norm."""

@@ -24,7 +24,7 @@ from incdet.backends.backbone import C4Backbone, FpnBackbone, build_body
 from incdet.backends.base import Detector
 from incdet.backends.matching import lies_on, rows_of
 from incdet.errors import ConfigError
-from incdet.heads import grow_linear
+from incdet.heads import grow_linear, keep_rows
 from incdet.losses.detection import region_losses, rpn_losses, smooth_l1
 from incdet.structures import IGNORED, Batch, Detections, ImageOutputs, RegionOutputs, Target
 
@@ -95,6 +95,24 @@ class TorchvisionDetector(FasterRCNN, Detector):
         predictor.cls_score = grow_linear(score, count, at=score.out_features, std=0.01)
         if not self.class_agnostic:
             predictor.bbox_pred = grow_linear(box, 4 * count, at=box.out_features, std=0.001)
+
+    def drop_classes(self, count: int) -> None:
+        predictor, rows = self.roi_heads.box_predictor, [0, *range(count + 1, self.num_classes + 1)]
+        predictor.cls_score = keep_rows(predictor.cls_score, rows)
+        if not self.class_agnostic:
+            predictor.bbox_pred = keep_rows(predictor.bbox_pred, [4 * row + i for row in rows for i in range(4)])
+
+    @property
+    def classifier(self) -> nn.Linear:
+        return self.roi_heads.box_predictor.cls_score
+
+    @property
+    def classifier_rows(self) -> list[int]:
+        return [*range(1, self.num_classes + 1), 0]
+
+    @property
+    def box_head(self) -> nn.Module:
+        return self.roi_heads.box_head
 
     def train(self, mode: bool = True) -> TorchvisionDetector:
         super().train(mode)

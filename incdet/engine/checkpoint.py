@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from incdet.errors import CheckpointError
 from incdet.files import atomic_path
+from incdet.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class TaskState:
     optimizer: Optimizer
     average: AveragedModel | None
     precision: Precision  # the loss scale of 16-mixed
+    methods: Sequence[Method] = ()
 
     def save(self, path: Path, iteration: int, seconds: float) -> None:
         """Write ``state.pt`` in one step; the previous state stays until the new one is whole."""
@@ -55,4 +58,5 @@ class TaskState:
 
     def _parts(self) -> dict[str, Any]:
         parts = {"student": self.student, "optimizer": self.optimizer, "precision": self.precision}
+        parts |= {f"method {type(method).__name__}": method for method in self.methods}
         return parts if self.average is None else {**parts, "average": self.average}

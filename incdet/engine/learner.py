@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class Learner(nn.Module):
         self.task = task
         self.replaced = frozenset(name for method in methods for name in method.replaces)
         self._teacher = (teacher,)
-        self._share_frozen = teacher is not None and teacher.shares_frozen_stages_with(student)
+        self._shares: dict[int, bool] = {}  # which other detectors have the student's frozen stages
 
     @property
     def teacher(self) -> Detector | None:
@@ -55,15 +56,34 @@ class Learner(nn.Module):
         images = self.student.image_pass(batch)
         regions = self.student.region_pass(images)
         losses = self.student.losses(images, regions, skip=self._replaced_now())
-        step = Step(self.task, batch, Pass(self.student, lambda: images, lambda: regions), None)
-        if self.teacher is not None:
-            step = replace(step, teacher=TeacherPass(self.teacher, step.student, self._share_frozen))
+        student = Pass(self.student, lambda: images, lambda: regions)
+        look = partial(self._look, student)
+        step = Step(self.task, batch, student, look(self.teacher) if self.teacher is not None else None, look)
         for method in self.methods:
             for name, value in method.losses(step).items():
                 if name in losses:
                     raise MethodError(f"{type(method).__name__} returns the loss {name!r}, which is there already.")
                 losses[name] = value
         return losses
+
+    @contextmanager
+    def around_update(self) -> Iterator[None]:
+        """Let every method see the student's trained parameters before and after the optimiser step."""
+        parameters = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
+        with ExitStack() as stack:
+            for method in self.methods:
+                stack.enter_context(method.around_update(parameters))
+            yield
+
+    def _look(self, student: Pass, detector: Detector) -> TeacherPass:
+        """Another detector's view of what the student looks at."""
+        return TeacherPass(detector, student, self.shares_frozen_stages(detector))
+
+    def shares_frozen_stages(self, detector: Detector) -> bool:
+        """Whether another detector can take the student's frozen features; compared once, for they stay."""
+        if id(detector) not in self._shares:
+            self._shares[id(detector)] = detector.shares_frozen_stages_with(self.student)
+        return self._shares[id(detector)]
 
     def _replaced_now(self) -> frozenset[str]:
         """Nothing is replaced in the first task: there is nothing to remember yet."""

@@ -47,13 +47,12 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
     """
     solver, task, student = cfg.SOLVER, view.task.index, learner.student
     student.train()
-    state = _initial_state(student, solver, fabric)
+    state = _initial_state(learner, solver, fabric)
     start, seconds = state.restore(folder / "state.pt")
     wrapped, optimizer = fabric.setup(learner, state.optimizer)
     log = MetricsLog(log_path, task, start) if fabric.is_global_zero else None
     progress = Progress(f"task {task}", start, solver.MAX_ITER, fabric.is_global_zero)
     loader = train_loader(view, cfg, range(start, solver.MAX_ITER), fabric.global_rank, fabric.world_size)
-    parameters = {name: p for name, p in student.named_parameters() if p.requires_grad}
     began = time.perf_counter() - seconds
 
     with closing(progress):  # an error message begins on a line of its own
@@ -67,9 +66,8 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
             optimizer.zero_grad(set_to_none=True)
             fabric.backward(total)
             _clip_gradients(solver.CLIP_GRADIENTS, wrapped, optimizer, fabric)
-            optimizer.step()
-            for method in learner.methods:
-                method.update_transforms(parameters)
+            with learner.around_update():
+                optimizer.step()
             if state.average is not None:
                 state.average.update_parameters(student)
 
@@ -93,9 +91,11 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
     return Trained(solver.MAX_ITER, time.perf_counter() - began)
 
 
-def _initial_state(student: nn.Module, solver: CfgNode, fabric: Fabric) -> TaskState:
+def _initial_state(learner: Learner, solver: CfgNode, fabric: Fabric) -> TaskState:
+    student = learner.student
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(solver.EMA_DECAY)) if solver.EMA_DECAY else None
-    return TaskState(student, build_optimizer(solver, student), average, fabric.strategy.precision)
+    optimizer = build_optimizer(solver, student)
+    return TaskState(student, optimizer, average, fabric.strategy.precision, learner.methods)
 
 
 def _clip_gradients(node: CfgNode, module: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric) -> None:

@@ -14,22 +14,21 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 from lightning_fabric import Fabric
-from torch import Tensor
 
 import incdet
-from incdet.align.base import LatentPairs
 from incdet.backends import build_detector, read_model
 from incdet.backends.base import Detector
 from incdet.backends.weights import load_into, save_model
 from incdet.config import config_for_task, diff, get_cfg
 from incdet.data.manifest import protocol_manifest
-from incdet.data.views import TaskView, TrainImage
-from incdet.engine import inference, latents
+from incdet.data.views import TaskView
+from incdet.engine import inference
+from incdet.engine.context import MODEL_FILE, task_context
 from incdet.engine.learner import Learner, freeze_copy
 from incdet.engine.loop import Trained, train_task
 from incdet.engine.protocol import Problem, first_task_key
 from incdet.engine.slots import install_slots
-from incdet.errors import ConfigError, MethodError
+from incdet.errors import ConfigError
 from incdet.evaluation.predictions import Predictions, write_predictions
 from incdet.evaluation.results import read_task_result, run_results, task_result, write_result
 from incdet.files import atomic_path, read_json, remove_leftovers, write_atomic, write_json
@@ -37,7 +36,6 @@ from incdet.methods import build_methods
 from incdet.methods.base import TaskContext
 from incdet.randomness import derive_seed, seed_torch
 from incdet.replay.memory import memory_size
-from incdet.structures import Detections
 from incdet.tasks import TaskSpec
 
 # Keys that change neither the data, nor the model, nor what is learned: a resumed run may have others.
@@ -45,7 +43,6 @@ FREE_ON_RESUME = (
     "DATALOADER.NUM_WORKERS", "DATASETS.ROOT", "FIRST_TASK_CACHE", "LOG_PERIOD", "NAME", "OUTPUT_DIR",
     "SOLVER.CHECKPOINT_PERIOD", "TEST.IMS_PER_BATCH",
 )  # fmt: skip
-MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -170,7 +167,9 @@ class Run:
         return Lesson(context, view, Learner(context.student, context.teacher, self.methods, context.task))
 
     def _keep(self, lesson: Lesson, trained: Trained) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Write the model; returns what its metadata and the result say of the training and of the methods."""
+        """Refine and write the model; returns what its metadata and the result say of training and methods."""
+        for method in self.methods:
+            method.refine(lesson.context)
         train, extra = {**asdict(trained), "images": len(lesson.view)}, self._reports()
         self._save_model(lesson.context, train, extra)
         return train, extra
@@ -221,36 +220,8 @@ class Run:
 
     def _context(self, task: TaskSpec) -> TaskContext:
         cfg = self.task_configs[task.index - 1]
-        student, teacher = self._student_and_teacher(task, cfg)
-
-        def detect(detector: Detector, images: Sequence[TrainImage], description: str) -> list[Detections]:
-            paths = [image.record.path for image in images]
-            return inference.detect(detector, paths, cfg, self.fabric, description)
-
-        def features(detector: Detector, images: Sequence[TrainImage], description: str) -> list[Tensor]:
-            return inference.visible_features(detector, images, cfg, self.fabric, description)
-
-        def latent_pairs(images: Sequence[TrainImage], background: int, limit: int) -> LatentPairs:
-            if teacher is None:
-                raise MethodError("Latents in pairs need a teacher: the method must set needs_teacher.")
-            seed = derive_seed(self.cfg.SEED, "latents", task.index)
-            return latents.collect_pairs(teacher, student, images, cfg, self.fabric, background, limit, seed)
-
-        return TaskContext(
-            cfg=cfg,
-            stream=self.stream,
-            task=task,
-            dataset=self.problem.train,
-            view=self.problem.view(task),
-            student=student,
-            teacher=teacher,
-            run_folder=self.folder,
-            task_folder=self.task_folder(task),
-            detect=detect,
-            features=features,
-            latent_pairs=latent_pairs,
-            is_main=self.fabric.is_global_zero,
-        )
+        detectors, view = self._student_and_teacher(task, cfg), self.problem.view(task)
+        return task_context(cfg, self.fabric, self.stream, task, self.problem.train, view, detectors, self.folder)
 
     def _test(self, student: Detector, task: TaskSpec, train: dict[str, Any], extra: dict[str, Any]) -> None:
         """Detect on all test images and write predictions and result; no process goes on before they are there."""

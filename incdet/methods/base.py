@@ -8,6 +8,7 @@ order. To add one, write ``incdet/methods/<name>.py`` with one subclass of :clas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,11 +33,25 @@ class DetectorLike(Protocol):
     @property
     def num_classes(self) -> int: ...
 
+    @property
+    def classifier(self) -> nn.Linear: ...
+
+    @property
+    def box_head(self) -> nn.Module: ...
+
     def image_pass_like(self, outputs: ImageOutputs, share_frozen: bool = False) -> ImageOutputs: ...
 
     def region_pass(self, outputs: ImageOutputs, boxes: list[Tensor] | None = None) -> RegionOutputs: ...
 
+    def box_features(self, pooled: Tensor) -> Tensor: ...
+
+    def predictor(self, features: Tensor) -> tuple[Tensor, Tensor]: ...
+
     def region_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]: ...
+
+    def drop_classes(self, count: int) -> None: ...
+
+    def start_from_background(self, count: int) -> None: ...
 
 
 class Pass:
@@ -79,6 +94,7 @@ class Step:
     batch: Batch
     student: Pass
     teacher: Pass | None  # None in the first task, and where no method needs one
+    look: Callable[[Any], Pass]  # another detector's view of the batch, as the teacher's: for a second teacher
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,10 @@ class TaskContext:
     features: Callable[[Any, Sequence[TrainImage], str], list[Tensor]]  # (n, D) of each image's visible boxes
     # (images, background regions per image, at most so many latents) -> the same regions through teacher and student
     latent_pairs: Callable[[Sequence[TrainImage], int, int], LatentPairs]
+    # Train a detector on a view in a stage of its own, kept in task_<t>/<name>/: a second life finds it finished there,
+    # or goes on with it. Takes (detector, view, name, values of SOLVER that differ, methods).
+    train: Callable[[Any, TaskView, str, Mapping[str, Any], Sequence[Method]], None]
+    average: Callable[[Tensor], Tensor]  # the mean over all processes
     is_main: bool  # this process writes files; the others wait for it and read them
 
 
@@ -108,7 +128,7 @@ class Method:
         DEFAULTS: the configuration node ``METHOD.<NAME>``, each value with its source in a comment.
         needs_teacher: the engine keeps the previous task's detector beside the student.
         replaces: base losses that this method computes itself, by name.
-        changes_first_task: the first task trains differently with this method, so it cannot share one.
+        changes_first_task: the first task's model is another with this method, so it cannot share one.
         from_scratch: every task starts from the initial weights (joint training).
         works_on: the problems this method is defined for.
         combines: False where the method stands alone.
@@ -136,8 +156,11 @@ class Method:
     def begin_task(self, context: TaskContext) -> None:
         """Called before the first step of a task, and again when a killed task resumes."""
 
+    def refine(self, context: TaskContext) -> None:
+        """Called after the last step, before the model is kept: what a method does to the student by itself."""
+
     def end_task(self, context: TaskContext) -> None:
-        """Called after the last step of a task, before it is tested."""
+        """Called when the task's model is kept, before it is tested; a second life may call it again."""
 
     def transform_batch(self, batch: Batch) -> Batch:
         """The batch that the student trains on."""
@@ -159,8 +182,19 @@ class Method:
         """What reads region features in the predictor's place, at prediction: (R, D) to logits (R, K + 1)."""
         return None
 
-    def update_transforms(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Act on the parameters after the optimiser step, by name."""
+    def around_update(self, parameters: Mapping[str, nn.Parameter]) -> AbstractContextManager[None]:
+        """Surrounds the optimiser step: see the trained parameters, by name, before it, and change them after it.
+
+        What is projected here is the update itself, so neither momentum nor weight decay can leak past it.
+        """
+        return nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes from step to step: tensors and plain values, kept in ``state.pt`` for a resumed task."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what ``state_dict`` gave; called after ``begin_task``."""
 
     def report(self) -> dict[str, Any]:
         """What belongs in the task's result beside its AP: JSON-able."""

@@ -90,9 +90,8 @@ def train_one_step(learner: Learner, batch: Batch, seed: int = 0) -> dict[str, t
     sum(losses.values()).backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in parameters)
     before = snapshot(learner.student)
-    optimizer.step()
-    for method in learner.methods:
-        method.update_transforms({n: p for n, p in learner.student.named_parameters() if p.requires_grad})
+    with learner.around_update():
+        optimizer.step()
     assert not unchanged(learner.student, before)
     return losses
 
@@ -206,7 +205,7 @@ def test_the_teacher_takes_the_students_frozen_features_where_they_are_its_own(w
     for share in (True, False):
         passes.clear()
         learner.student.load_state_dict(state)
-        learner._share_frozen = share
+        monkeypatch.setattr(learner, "shares_frozen_stages", lambda _, share=share: share)
         torch.manual_seed(0)
         results.append(learner(batch))
         assert len(passes) == (1 if share else 2)
@@ -217,13 +216,13 @@ def test_the_teacher_takes_the_students_frozen_features_where_they_are_its_own(w
 def test_sharing_is_decided_by_the_weights(fpn_world):
     methods = chosen(fpn_world, "ilod")
     learner, _ = fpn_world.begin_second(methods)
-    assert learner._share_frozen
+    assert learner.shares_frozen_stages(learner.teacher)
     other = copy.deepcopy(learner.student)
     torch.nn.init.normal_(other.backbone.body["conv1"].weight)
-    assert not Learner(other, learner.teacher, methods, SECOND)._share_frozen
+    assert not Learner(other, learner.teacher, methods, SECOND).shares_frozen_stages(learner.teacher)
     other = copy.deepcopy(learner.student)
     other.freeze(0, norm=False)
-    assert not Learner(other, learner.teacher, methods, SECOND)._share_frozen
+    assert not Learner(other, learner.teacher, methods, SECOND).shares_frozen_stages(learner.teacher)
 
 
 # ---------------------------------------------------------------------- methods written here

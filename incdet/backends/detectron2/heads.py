@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from incdet.backends.backbone import NETWORKS, build_network
 from incdet.backends.matching import lies_on, rows_of
 from incdet.errors import ConfigError, DivergenceError
-from incdet.heads import grow_linear
+from incdet.heads import grow_linear, keep_rows
 from incdet.structures import IGNORED, Target
 
 
@@ -96,6 +96,11 @@ class IncrementalROIHeads(nn.Module, ABC):
     proposal_append_gt: bool
     proposal_matcher: Any
 
+    @property
+    @abstractmethod
+    def layers(self) -> nn.Module:
+        """What makes region features of pooled ones."""
+
     @abstractmethod
     def pool(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
         """ROI pooling: (R, C, s, s) of all boxes of all images."""
@@ -132,6 +137,16 @@ class IncrementalROIHeads(nn.Module, ABC):
             box = predictor.bbox_pred
             predictor.bbox_pred = grow_linear(box, 4 * count, at=box.out_features, std=0.001)
         self.num_classes += count
+        predictor.num_classes = self.num_classes
+
+    def drop(self, count: int, class_agnostic: bool) -> None:
+        """Take the first ``count`` classes out of the predictor."""
+        predictor = self.box_predictor
+        predictor.cls_score = keep_rows(predictor.cls_score, [*range(count, self.num_classes + 1)])
+        if not class_agnostic:
+            box = predictor.bbox_pred
+            predictor.bbox_pred = keep_rows(box, [*range(4 * count, box.out_features)])
+        self.num_classes -= count
         predictor.num_classes = self.num_classes
 
     @torch.no_grad()
@@ -178,6 +193,10 @@ class IncrementalROIHeads(nn.Module, ABC):
 class IncrementalStandardROIHeads(IncrementalROIHeads, StandardROIHeads):
     """Detectron2's heads for FPN features, in steps."""
 
+    @property
+    def layers(self) -> nn.Module:
+        return self.box_head
+
     def pool(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
         return self.box_pooler([features[name] for name in self.box_in_features], [Boxes(b) for b in boxes])
 
@@ -202,6 +221,10 @@ class IncrementalRes5ROIHeads(IncrementalROIHeads, Res5ROIHeads):
 
     def pool(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
         return self.pooler([features[name] for name in self.in_features], [Boxes(b) for b in boxes])
+
+    @property
+    def layers(self) -> nn.Module:
+        return self.res5
 
     def head(self, pooled: Tensor) -> Tensor:
         return self.res5(pooled).mean(dim=(2, 3))

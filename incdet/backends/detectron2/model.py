@@ -21,7 +21,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage, has_event_storage
 from fvcore.common.config import CfgNode
 from fvcore.nn import giou_loss
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from incdet.backends.base import Detector, scale_of
@@ -142,6 +142,21 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
 
     def expand_classes(self, count: int) -> None:
         self.roi_heads.grow(count, self.class_agnostic)
+
+    def drop_classes(self, count: int) -> None:
+        self.roi_heads.drop(count, self.class_agnostic)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        return self.roi_heads.box_predictor.cls_score
+
+    @property
+    def classifier_rows(self) -> list[int]:
+        return [*range(self.num_classes + 1)]
+
+    @property
+    def box_head(self) -> nn.Module:
+        return self.roi_heads.layers
 
     # ------------------------------------------------------------------ first stage
 
