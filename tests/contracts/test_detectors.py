@@ -175,3 +175,44 @@ def test_a_grown_detector_learns_the_new_class(detector):
     assert (regions.labels == 2).any()
     row = 3 if isinstance(detector, FasterRCNN) else 2
     assert detector.roi_heads.box_predictor.cls_score.weight.grad[row].any()
+
+
+# ---------------------------------------------------------------------- cutting, and beginning as background
+
+
+def test_dropping_classes_keeps_the_logits_and_boxes_of_the_others(detector):
+    detector.expand_classes(2)
+    features = torch.rand(5, detector.classifier.in_features)
+    logits, deltas = detector.predictor(features)
+    detector.drop_classes(3)
+    assert detector.num_classes == 1
+    kept_logits, kept_deltas = detector.predictor(features)
+    assert torch.allclose(kept_logits, logits[:, 3:], atol=1e-6)
+    assert torch.allclose(kept_deltas, deltas if detector.class_agnostic else deltas[:, 3:], atol=1e-6)
+
+
+def test_the_classifiers_rows_make_the_logits(detector):
+    features = torch.rand(5, detector.classifier.in_features)
+    rows = detector.classifier(features)[:, detector.classifier_rows]
+    assert torch.allclose(rows, detector.predictor(features)[0])
+
+
+def test_classes_that_start_from_background_share_its_probability(detector):
+    features = torch.rand(5, detector.classifier.in_features)
+    torch.nn.init.normal_(detector.classifier.bias)
+    before = detector.predictor(features)[0].softmax(dim=1)
+    detector.expand_classes(3)
+    detector.start_from_background(3)
+    after = detector.predictor(features)[0].softmax(dim=1)
+    assert torch.allclose(after[:, :2], before[:, :2], atol=1e-6)
+    assert torch.allclose(after[:, 2:], before[:, 2:].expand(-1, 4) / 4, atol=1e-6)
+
+
+def test_the_box_head_is_what_makes_region_features(detector):
+    parts = {id(p) for p in detector.box_head.parameters()}
+    outputs = detector.image_pass(Batch(random_images(1), None))
+    detector.box_features(detector.pool(outputs, [torch.tensor([[4.0, 4, 40, 40]])])).sum().backward()
+    reached = {id(p) for p in detector.parameters() if p.grad is not None}
+    assert parts
+    assert parts <= reached | {id(p) for p in detector.parameters() if not p.requires_grad}
+    assert id(detector.classifier.weight) not in parts

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning_fabric.plugins import Precision
@@ -6,6 +8,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from incdet.engine.checkpoint import TaskState
 from incdet.errors import CheckpointError
+from incdet.methods.base import Method
 
 
 def state(seed: int, averaged: bool = True) -> TaskState:
@@ -49,3 +52,24 @@ def test_truncated_state(tmp_path):
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(CheckpointError, match=r"state\.pt cannot be used to resume"):
         state(0).restore(path)
+
+
+class Counter(Method):
+    """Counts."""
+
+    count = 0
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def test_what_a_method_carries_comes_back(tmp_path):
+    one, other = state(0), state(1)
+    counters = Counter(None), Counter(None)
+    counters[0].count = 5
+    replace(one, methods=[counters[0]]).save(tmp_path / "state.pt", 7, 1.5)
+    replace(other, methods=[counters[1]]).restore(tmp_path / "state.pt")
+    assert counters[1].count == 5

@@ -1,3 +1,4 @@
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -132,3 +133,39 @@ def test_finite_losses_pass():
 def test_loss_that_is_not_finite_names_all(value):
     with pytest.raises(DivergenceError, match=r"iteration 3: .*a 1, b (nan|inf|-inf).*SOLVER.BASE_LR"):
         check_losses({"a": torch.tensor(1.0), "b": torch.tensor(value)}, 3)
+
+
+class Watcher(Method):
+    """Undoes half of every update."""
+
+    @contextmanager
+    def around_update(self, parameters):
+        before = {name: value.detach().clone() for name, value in parameters.items()}
+        yield
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.lerp_(before[name], 0.5)
+
+
+def test_methods_surround_the_update_in_order_and_see_the_trained_parameters_only():
+    one = learner(methods=[Watcher(None), Watcher(None)])
+    one.student.norm.requires_grad_(False)
+    with one.around_update(), torch.no_grad():
+        one.student.weight.add_(4.0)
+        one.student.norm.weight.add_(4.0)
+    assert one.student.weight.item() == 3.0  # 2 + 4 / 2 / 2
+    assert one.student.norm.weight.item() == 5.0
+
+
+def test_a_second_teacher_looks_at_the_students_boxes_without_gradients():
+    class Second(Method):
+        """Asks another detector."""
+
+        def losses(self, step):
+            assert not step.look(other).regions.logits.requires_grad
+            return {}
+
+    other = FakeDetector()
+    learner(methods=[Second(None)])(BATCH)
+    assert [call[0] for call in other.calls] == ["image_pass_like", "region_pass"]
+    assert other.calls[1][1][0].tolist() == [[0.0, 1.0, 2.0, 3.0]]
