@@ -57,8 +57,12 @@ class Target:
     def with_ignored(self, boxes: Tensor) -> Target:
         """The target with boxes (m, 4) that no stage uses, after its own."""
         unused = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-        more = Target(boxes, unused.long(), torch.ones_like(unused, dtype=torch.float32), unused, unused.clone())
-        return Target(*(torch.cat([getattr(self, f.name), getattr(more, f.name)]) for f in fields(self)))
+        weights = torch.ones_like(unused, dtype=torch.float32)
+        return self.joined(Target(boxes, unused.long(), weights, unused, unused.clone()))
+
+    def joined(self, other: Target) -> Target:
+        """The target with another's objects after its own."""
+        return Target(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
 
     def to(self, device: torch.device | str) -> Target:
         return Target(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))

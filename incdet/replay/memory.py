@@ -32,10 +32,10 @@ class Exemplar:
 
 
 def memory_size(folder: Path) -> dict[str, int]:
-    """Images stored and their bytes, annotations included; zeros where there is no memory."""
-    images = list((folder / "images").glob("*")) if folder.exists() else []
-    files = [*images, *folder.glob("memory.json")] if folder.exists() else []
-    return {"images": len(images), "bytes": sum(file.stat().st_size for file in files)}
+    """Images and crops of objects stored, and the bytes of both with their lists; zeros where there is no memory."""
+    images, crops = list(folder.glob("images/*")), list(folder.glob("boxes/*.png"))
+    files = [*images, *crops, *folder.glob("memory.json"), *folder.glob("boxes/*.json")]
+    return {"images": len(images), "crops": len(crops), "bytes": sum(file.stat().st_size for file in files)}
 
 
 def save_memory(folder: Path, exemplars: Sequence[Exemplar]) -> None:

@@ -1,4 +1,4 @@
-"""Which images to keep: rules that rank the images of one class, best first."""
+"""What to keep: rules that rank the images, or the objects, of one class, best first."""
 
 from __future__ import annotations
 
@@ -52,6 +52,11 @@ def rank_herding(features: Sequence[Tensor], count: int) -> list[int]:
         chosen.append(best)
         total += stacked[best]
     return chosen
+
+
+def rank_mean(features: Tensor) -> list[int]:
+    """The features (n, D) by their distance from their mean, nearest first (Liu et al., ICCV 2023)."""
+    return (features - features.mean(dim=0)).norm(dim=1).argsort(stable=True).tolist()
 
 
 def class_features(

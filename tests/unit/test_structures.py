@@ -35,6 +35,15 @@ def test_selecting_objects_keeps_all_fields_aligned():
         assert kept.use_roi.tolist() == [True, False]
 
 
+def test_joined_targets_keep_their_order_and_what_is_used():
+    joined = three_objects().joined(three_objects().select(torch.tensor([1])))
+    assert joined.boxes[:, 0].tolist() == [0, 4, 8, 4]
+    assert joined.labels.tolist() == [2, 0, 1, 0]
+    assert joined.weights.tolist() == [1.0, 0.5, 0.25, 0.5]
+    assert joined.use_rpn.tolist() == [True, False, True, False]
+    assert joined.use_roi.tolist() == [True, True, False, True]
+
+
 def test_a_batch_moves_whole_with_or_without_targets():
     images = [torch.zeros(3, 4, 4)]
     with_targets = Batch(images, [three_objects()], ["x"]).to("meta")

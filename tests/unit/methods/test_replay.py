@@ -151,7 +151,7 @@ def test_the_first_task_has_no_memory_and_no_share(world):
 
 def test_only_one_process_writes(world):
     method(world).end_task(world.context(FIRST, is_main=False))
-    assert memory_size(world.folder / "memory") == {"images": 0, "bytes": 0}
+    assert memory_size(world.folder / "memory") == {"images": 0, "crops": 0, "bytes": 0}
 
 
 def test_herding_asks_the_student_for_features_of_the_task_and_keeps_the_most_typical(world):

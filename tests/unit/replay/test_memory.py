@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tiny import FIRST, SECOND, STREAM, photographs
 
 from incdet.data.views import task_view
 from incdet.errors import DataError
 from incdet.files import read_json, write_json
+from incdet.replay.boxes import update_boxes
 from incdet.replay.memory import Exemplar, load_memory, memory_size, save_memory
 
 ARRAYS = ("boxes", "labels", "weights", "use_rpn", "use_roi")
@@ -98,12 +100,13 @@ def test_ids_with_folders_become_plain_file_names(folder, dataset):
     assert len(load_memory(folder, {"train/2012/im0": named})) == 1
 
 
-def test_the_size_counts_images_and_annotations(folder, dataset):
-    assert memory_size(folder) == {"images": 0, "bytes": 0}
+def test_the_size_counts_images_crops_and_annotations(folder, dataset):
+    assert memory_size(folder) == {"images": 0, "crops": 0, "bytes": 0}
     save_memory(folder, exemplars(dataset))
+    update_boxes(folder / "boxes", [], {0: [torch.zeros(3, 5, 5, dtype=torch.uint8)] * 2})
     files = [file for file in folder.rglob("*") if file.is_file()]
-    assert len(files) == 4
-    assert memory_size(folder) == {"images": 3, "bytes": sum(file.stat().st_size for file in files)}
+    assert len(files) == 7
+    assert memory_size(folder) == {"images": 3, "crops": 2, "bytes": sum(file.stat().st_size for file in files)}
 
 
 def test_an_absent_memory_is_empty(folder):

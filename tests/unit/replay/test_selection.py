@@ -9,7 +9,7 @@ import torch
 
 from incdet.data.records import ImageRecord
 from incdet.data.views import TrainImage
-from incdet.replay.selection import class_features, images_of, rank_balanced, rank_herding, rank_random
+from incdet.replay.selection import class_features, images_of, rank_balanced, rank_herding, rank_mean, rank_random
 
 
 def image(labels, unused=()) -> TrainImage:
@@ -108,3 +108,9 @@ def test_the_feature_of_an_image_is_the_normalised_mean_of_its_objects_of_the_cl
     positions, means = class_features(images, features, 0)
     assert positions == [0, 2]
     torch.testing.assert_close(torch.stack(means), torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
+
+
+def test_nearest_to_the_mean_by_hand():
+    """Means 2 and (2, 0); equals keep their order."""
+    assert rank_mean(torch.tensor([[0.0], [4.0], [1.0], [3.0]])) == [2, 3, 0, 1]
+    assert rank_mean(torch.tensor([[6.0, 0.0], [0.0, 3.0], [2.0, -3.0], [0.0, 0.0]])) == [3, 2, 1, 0]
