@@ -9,10 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from incdet.structures import ImageOutputs
+
 
 def student_old_logits(logits: Tensor, num_old: int) -> Tensor:
     """The student's columns that the teacher has too: (R, K + 1) -> (R, K_old + 1)."""
     return torch.cat([logits[:, :num_old], logits[:, -1:]], dim=1)
+
+
+def student_old_deltas(deltas: Tensor, num_old: int) -> Tensor:
+    """The student's boxes that the teacher has too: (R, K, 4) -> (R, K_old, 4); class-agnostic ones (R, 1, 4) stay."""
+    return deltas if deltas.shape[1] == 1 else deltas[:, :num_old]
 
 
 def ilod_classification(student: Tensor, teacher: Tensor) -> Tensor:
@@ -23,7 +30,7 @@ def ilod_classification(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: the same of the previous detector.
     """
     difference = _centred(student) - _centred(teacher)
-    return _mean(difference.square())
+    return mean_or_zero(difference.square())
 
 
 def ilod_boxes(student: Tensor, teacher: Tensor) -> Tensor:
@@ -35,7 +42,7 @@ def ilod_boxes(student: Tensor, teacher: Tensor) -> Tensor:
         student: (R, K_old, 4), or (R, 1, 4) where boxes are class-agnostic.
         teacher: the same of the previous detector.
     """
-    return _mean((student - teacher).square().sum(dim=2))
+    return mean_or_zero((student - teacher).square().sum(dim=2))
 
 
 def one_sided_features(student: Tensor, teacher: Tensor) -> Tensor:
@@ -78,10 +85,19 @@ def one_sided_anchor_boxes(
     return (squares * surer).mean()
 
 
-def _centred(logits: Tensor) -> Tensor:
-    return logits - logits.mean(dim=1, keepdim=True)
+def one_sided_proposals(student: ImageOutputs, teacher: ImageOutputs, margin: float) -> Tensor:
+    """Both one-sided terms of the proposal network (Peng et al., PRL 2020, eq. 4); ``margin`` is the boxes' one."""
+    objectness = one_sided_objectness(student.objectness, teacher.objectness)
+    boxes = one_sided_anchor_boxes(
+        student.anchor_deltas, teacher.anchor_deltas, student.objectness, teacher.objectness, margin
+    )
+    return objectness + boxes
 
 
-def _mean(values: Tensor) -> Tensor:
+def mean_or_zero(values: Tensor) -> Tensor:
     """The mean, and a zero that still has gradients where there is nothing to average."""
     return values.mean() if values.numel() else values.sum()
+
+
+def _centred(logits: Tensor) -> Tensor:
+    return logits - logits.mean(dim=1, keepdim=True)

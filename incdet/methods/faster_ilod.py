@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from incdet.losses.distillation import one_sided_anchor_boxes, one_sided_features, one_sided_objectness
+from incdet.losses.distillation import one_sided_features, one_sided_proposals
 from incdet.methods.base import Pass, Step
 from incdet.methods.ilod import Ilod, draw
 
@@ -35,17 +35,10 @@ class FasterIlod(Ilod):
         student, teacher = step.student.images, step.teacher.images
         pairs = [(student.features[level], teacher.features[level]) for level in student.features]
         features = sum(one_sided_features(*pair) for pair in pairs) / len(pairs)
-        objectness = one_sided_objectness(student.objectness, teacher.objectness)
-        anchor_boxes = one_sided_anchor_boxes(
-            student.anchor_deltas,
-            teacher.anchor_deltas,
-            student.objectness,
-            teacher.objectness,
-            self.cfg.BOX_MARGIN,
-        )
+        proposals = one_sided_proposals(student, teacher, self.cfg.BOX_MARGIN)
         return super().losses(step) | {
             "loss_distill_feature": self.cfg.WEIGHT_FEATURE * features,
-            "loss_distill_rpn": self.cfg.WEIGHT_RPN * (objectness + anchor_boxes),
+            "loss_distill_rpn": self.cfg.WEIGHT_RPN * proposals,
         }
 
     def choose_boxes(self, teacher: Pass) -> list[Tensor]:

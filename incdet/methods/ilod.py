@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from incdet.errors import ConfigError
-from incdet.losses.distillation import ilod_boxes, ilod_classification, student_old_logits
+from incdet.losses.distillation import ilod_boxes, ilod_classification, student_old_deltas, student_old_logits
 from incdet.methods.base import Method, Pass, Step
 from incdet.structures import RegionOutputs
 
@@ -32,18 +32,20 @@ class Ilod(Method):
     def __init__(self, node: CfgNode) -> None:
         super().__init__(node)
         if node.BOXES not in ("teacher", "student"):
-            name = type(self).__module__.rpartition(".")[2].upper()
-            raise ConfigError(f"METHOD.{name}.BOXES: expected teacher or student, got {node.BOXES!r}.")
+            raise ConfigError(f"{self.key('BOXES')}: expected teacher or student, got {node.BOXES!r}.")
+
+    def key(self, name: str) -> str:
+        """Where a value of this method is set, for messages."""
+        return f"METHOD.{type(self).__module__.rpartition('.')[2].upper()}.{name}"
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         if step.teacher is None:
             return {}
         old = step.task.num_old
-        logits, deltas, teacher = self._regions(step.student, step.teacher)
-        old_deltas = deltas if deltas.shape[1] == 1 else deltas[:, :old]
+        logits, deltas, teacher = self.regions(step.student, step.teacher)
         return {
             "loss_distill_cls": self.cfg.WEIGHT * ilod_classification(student_old_logits(logits, old), teacher.logits),
-            "loss_distill_box": self.cfg.WEIGHT * ilod_boxes(old_deltas, teacher.deltas),
+            "loss_distill_box": self.cfg.WEIGHT * ilod_boxes(student_old_deltas(deltas, old), teacher.deltas),
         }
 
     def choose_boxes(self, teacher: Pass) -> list[Tensor]:
@@ -56,7 +58,7 @@ class Ilod(Method):
             chosen.append(draw(candidates, self.cfg.REGIONS))
         return chosen
 
-    def _regions(self, student: Pass, teacher: Pass) -> tuple[Tensor, Tensor, RegionOutputs]:
+    def regions(self, student: Pass, teacher: Pass) -> tuple[Tensor, Tensor, RegionOutputs]:
         """Student logits (R, K + 1) and deltas (R, K or 1, 4), and the teacher's outputs on the same boxes."""
         if self.cfg.BOXES == "teacher":
             boxes = self.choose_boxes(teacher)
