@@ -9,8 +9,11 @@ from incdet.losses.distillation import (
     one_sided_anchor_boxes,
     one_sided_features,
     one_sided_objectness,
+    one_sided_proposals,
+    student_old_deltas,
     student_old_logits,
 )
+from incdet.structures import ImageOutputs
 
 PAIRWISE = {
     "ilod_classification": (ilod_classification, (3, 4)),
@@ -46,6 +49,12 @@ def test_the_students_old_columns_are_its_first_and_its_last():
     logits = torch.tensor([[1.0, 2.0, 3.0, 4.0, 9.0]])
     assert student_old_logits(logits, 2).tolist() == [[1, 2, 9]]
     assert student_old_logits(logits, 4).tolist() == logits.tolist()
+
+
+def test_the_students_old_boxes_are_its_first_and_one_for_all_classes_is_anyones():
+    deltas = torch.randn(2, 3, 4)
+    assert torch.equal(student_old_deltas(deltas, 2), deltas[:, :2])
+    assert torch.equal(student_old_deltas(deltas[:, :1], 2), deltas[:, :1])
 
 
 def test_classification_compares_logits_without_their_mean():
@@ -121,3 +130,23 @@ def test_anchor_boxes_teach_deltas_and_leave_objectness_to_its_own_loss():
     assert objectness.grad is None
     assert student.grad[0, 0].tolist() == [1, 1, 1, 1]
     assert not student.grad[0, 1].any()
+
+
+def anchors_of_one_image(objectness: list[float], delta: float) -> ImageOutputs:
+    count = len(objectness)
+    return ImageOutputs(
+        images=None,
+        frozen_features=None,
+        features={},
+        objectness=torch.tensor([objectness]),
+        anchor_deltas=torch.full((1, count, 4), delta),
+        anchors=[torch.zeros(count, 4)],
+        propose=list,
+        image_sizes=[(8, 8)],
+    )
+
+
+def test_proposals_are_objectness_and_boxes_together():
+    student, teacher = anchors_of_one_image([0.0, 1.95, 5.0], 1.0), anchors_of_one_image([2.0, 2.0, 2.0], 0.0)
+    loss = one_sided_proposals(student, teacher, margin=0.1)  # the second fell by less than the margin, the third rose
+    assert loss.item() == pytest.approx((4 + 0.05**2 + 0) / 3 + (4 + 0 + 0) / 3)
