@@ -35,7 +35,7 @@ EPILOG = """examples:
   incdet eli-toy --out output/eli_toy
   incdet eli-toy --mnist FOLDER --out output/eli_toy_mnist
 
-The bundled digits need scikit-learn: pip install 'incdet[toy]'. Nothing is downloaded.
+The bundled digits are scikit-learn's. Nothing is downloaded.
 """
 BATCH_SIZE = 128
 SMALL_EPOCHS = 100  # of the bundled digits, of which there are few (ours)

@@ -40,18 +40,9 @@ class Digits:
 
 
 def bundled_digits() -> Digits:
-    """The 1797 digits of 8 x 8 pixels that scikit-learn brings.
+    """The 1797 digits of 8 x 8 pixels that scikit-learn brings."""
+    from sklearn.datasets import load_digits  # here, because it takes a second
 
-    Raises:
-        DataError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            "The bundled digits come with scikit-learn, which is not installed. Install it (pip install "
-            "'incdet[toy]'), or give a folder with MNIST's files (--mnist)."
-        ) from error
     pixels, labels = load_digits(return_X_y=True)
     images, labels = torch.from_numpy(pixels).float() / 16, torch.from_numpy(labels).long()
     test = torch.arange(len(images)) % HELD_OUT == 0

@@ -55,6 +55,8 @@ class Learner(nn.Module):
             batch = method.transform_batch(batch)
         images = self.student.image_pass(batch)
         regions = self.student.region_pass(images)
+        for method in self.methods:
+            method.relabel(images, regions)
         losses = self.student.losses(images, regions, skip=self._replaced_now())
         student = Pass(self.student, lambda: images, lambda: regions)
         look = partial(self._look, student)

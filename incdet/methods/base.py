@@ -166,6 +166,13 @@ class Method:
         """The batch that the student trains on."""
         return batch
 
+    def relabel(self, images: ImageOutputs, regions: RegionOutputs) -> None:
+        """Change in place what the base losses teach: labels of the student's sampled anchors and regions, weights.
+
+        Called in every step of every task, between the region pass and the base losses. An anchor or a region whose
+        label becomes ``IGNORED`` teaches nothing; nothing is sampled in its place.
+        """
+
     def losses(self, step: Step) -> dict[str, Tensor]:
         """New loss terms, or base losses under their own names; each is summed with weight one."""
         return {}

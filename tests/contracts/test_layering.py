@@ -13,10 +13,10 @@ MAX_LINES = 400
 # with every backend, a loss with no configuration. Two modules are rooms of their own because everyone needs them.
 ROOMS = (
     {"structures", "errors"},
-    {"losses", "files", "config.node", "tasks", "heads", "optim", "randomness"},
+    {"losses", "files", "config.node", "tasks", "heads", "optim", "randomness", "thresholds"},
     {"data", "align"},
     {"evaluation"},
-    {"replay"},
+    {"replay", "interim"},
     {"methods", "backends"},
     {"config"},
     {"engine"},

@@ -23,7 +23,6 @@ SMALL = {"width": 32, "epochs": 60, "iterations": 40, "paired_iterations": 3, "p
 
 @pytest.fixture(scope="module")
 def digits():
-    pytest.importorskip("sklearn", reason="the bundled digits come with scikit-learn")
     return bundled_digits()
 
 
@@ -154,12 +153,6 @@ def test_a_damaged_archive_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(DataError, match="cannot be read"):
         mnist_digits(tmp_path)
-
-
-def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match=r"incdet\[toy\]"):
-        bundled_digits()
 
 
 def test_widths_that_are_not_positive_are_refused(tmp_path, capsys):

@@ -8,7 +8,7 @@ from torch import nn
 from incdet.engine.learner import Learner, Sealed, check_losses, freeze_copy
 from incdet.errors import DivergenceError, MethodError
 from incdet.methods.base import Method
-from incdet.structures import Batch, RegionOutputs
+from incdet.structures import IGNORED, Batch, RegionOutputs
 from incdet.tasks import build_stream
 
 FIRST, SECOND = build_stream("1+1", ("a", "b"))
@@ -169,3 +169,22 @@ def test_a_second_teacher_looks_at_the_students_boxes_without_gradients():
     learner(methods=[Second(None)])(BATCH)
     assert [call[0] for call in other.calls] == ["image_pass_like", "region_pass"]
     assert other.calls[1][1][0].tolist() == [[0.0, 1.0, 2.0, 3.0]]
+
+
+class Relabels(Method):
+    """Takes every region out of the base losses, in any task."""
+
+    def relabel(self, images, regions):
+        self.seen = images.of, regions.boxes.tolist()
+        regions.labels = torch.full((1,), IGNORED)
+
+
+@pytest.mark.parametrize("task", [FIRST, SECOND], ids=["first", "second"])
+def test_methods_relabel_before_the_base_losses(task, monkeypatch):
+    labels = []
+    monkeypatch.setattr(FakeDetector, "losses", lambda self, images, regions, skip: labels.append(regions.labels) or {})
+    method = Relabels({})
+    model = learner(task, [method], teacher=False)
+    model(BATCH)
+    assert method.seen == (model.student, [[0.0, 1.0, 2.0, 3.0]])
+    assert [of_step.tolist() for of_step in labels] == [[IGNORED]]

@@ -8,6 +8,7 @@ import torch
 from tiny import FIRST, SECOND, World, tiny_config
 
 from incdet.config import get_cfg
+from incdet.errors import ConfigError
 from incdet.files import read_json
 from incdet.methods.pseudo_label import PseudoLabel
 from incdet.structures import Detections
@@ -177,3 +178,61 @@ def test_precision_and_recall_are_of_sure_labels_on_the_tasks_own_images(world, 
             "b": {"precision": None, "recall": 0.0, "given": 0, "hidden": 1},
         }
     }
+
+
+# ---------------------------------------------------------------------- threshold rules
+
+
+def with_rule(rule: str) -> PseudoLabel:
+    node = get_cfg().METHOD.PSEUDO_LABEL.clone()
+    node.THRESHOLDS = rule
+    return PseudoLabel(node)
+
+
+@pytest.mark.parametrize(("score", "taught"), [(0.7, True), (0.69, False), (0.35, False)])
+def test_one_fixed_threshold_serves_both_stages_and_leaves_nothing_uncertain(world, score, taught):
+    context = second_task(world, {"im0": detections((ELSEWHERE, score, 0))})
+    method = with_rule("fixed")
+    image = by_id(method.training_data(context.view, context))["im0"]
+    assert image.labels.tolist() == [2, 0][: 1 + taught]
+    assert image.use_rpn.tolist() == image.use_roi.tolist() == [True] * (1 + taught)
+    assert "pseudo_label_thresholds" not in method.report()
+
+
+def test_a_mixture_gives_every_class_a_threshold_of_its_own(world):
+    """Class 0 has false detections around 0.2 and true ones around 0.8; of class 1 there are too few to tell."""
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(0.2, 0.03, 60), rng.normal(0.8, 0.03, 60)])
+    many = [(ELSEWHERE, float(score), 0) for score in scores]
+    found = {"im0": detections(*many, (ELSEWHERE, 0.52, 0), (ELSEWHERE, 0.45, 0), (SECOND_PLACE, 0.69, 1))}
+    context = second_task(world, found)
+    method = with_rule("mixture")
+    image = by_id(method.training_data(context.view, context))["im0"]
+    thresholds = method.report()["pseudo_label_thresholds"]
+    assert thresholds["a"] == pytest.approx(0.5, abs=0.02)
+    assert thresholds["b"] == 0.7  # SCORE_ROI
+    assert image.use_rpn.tolist() == image.use_roi.tolist() == [True] + [True] * 61 + [False] * 2
+    assert image.labels.tolist() == [2] + [0] * 62 + [1]  # 0.45 and 0.69 are ignored, the false ones gone
+
+
+def test_a_mixture_is_of_what_would_be_taught_in_the_tasks_own_images(world):
+    """Neither detections on labelled objects nor those in stored images move a threshold."""
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(0.2, 0.03, 60), rng.normal(0.8, 0.03, 60)])
+    disturbing = [(FIRST_PLACE, float(score), 0) for score in rng.normal(0.9, 0.01, 200)]
+    fair = [(ELSEWHERE, float(score), 0) for score in scores]
+    thresholds = []
+    for number, found in enumerate(({"im0": detections(*fair)}, {"im0": detections(*fair, *disturbing)})):
+        context = second_task(world, found, task_folder=world.folder / f"run_{number}")
+        context.task_folder.mkdir()
+        method = with_rule("mixture")
+        method.training_data(context.view, context)
+        thresholds.append(method.report()["pseudo_label_thresholds"]["a"])
+    assert thresholds[0] == thresholds[1]
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"METHOD\.PSEUDO_LABEL\.THRESHOLDS: expected fixed, dual or mixture, got 'gm"
+    ):
+        with_rule("gmm")
