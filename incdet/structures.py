@@ -123,6 +123,11 @@ class RegionOutputs:
     delta_targets: Tensor | None = None  # (R, 4) meaningful where labels is a class
     weights: Tensor | None = None  # (R,)
 
+    def select(self, keep: Tensor) -> RegionOutputs:
+        """The regions that ``keep`` (mask or indices) picks."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value[keep] for name, value in values.items() if value is not None})
+
     def boxes_per_image(self, images: int) -> list[Tensor]:
         """The regions' boxes as one tensor per image, the form ``region_pass`` takes."""
         return [self.boxes[self.image_index == i] for i in range(images)]

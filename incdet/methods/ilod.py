@@ -42,10 +42,11 @@ class Ilod(Method):
         if step.teacher is None:
             return {}
         old = step.task.num_old
-        logits, deltas, teacher = self.regions(step.student, step.teacher)
+        student, teacher = self.regions(step.student, step.teacher)
+        logits, deltas = student_old_logits(student.logits, old), student_old_deltas(student.deltas, old)
         return {
-            "loss_distill_cls": self.cfg.WEIGHT * ilod_classification(student_old_logits(logits, old), teacher.logits),
-            "loss_distill_box": self.cfg.WEIGHT * ilod_boxes(student_old_deltas(deltas, old), teacher.deltas),
+            "loss_distill_cls": self.cfg.WEIGHT * ilod_classification(logits, teacher.logits),
+            "loss_distill_box": self.cfg.WEIGHT * ilod_boxes(deltas, teacher.deltas),
         }
 
     def choose_boxes(self, teacher: Pass) -> list[Tensor]:
@@ -58,16 +59,14 @@ class Ilod(Method):
             chosen.append(draw(candidates, self.cfg.REGIONS))
         return chosen
 
-    def regions(self, student: Pass, teacher: Pass) -> tuple[Tensor, Tensor, RegionOutputs]:
-        """Student logits (R, K + 1) and deltas (R, K or 1, 4), and the teacher's outputs on the same boxes."""
+    def regions(self, student: Pass, teacher: Pass) -> tuple[RegionOutputs, RegionOutputs]:
+        """The regions to distil on, as the student and as the teacher sees them."""
         if self.cfg.BOXES == "teacher":
             boxes = self.choose_boxes(teacher)
-            regions = student.regions_on(boxes)
-            return regions.logits, regions.deltas, teacher.regions_on(boxes)
+            return student.regions_on(boxes), teacher.regions_on(boxes)
         regions = student.regions
         rows = [draw(torch.where(regions.image_index == i)[0], self.cfg.REGIONS) for i in range(len(student))]
-        picked = torch.cat(rows)
-        return regions.logits[picked], regions.deltas[picked], teacher.regions_on([regions.boxes[r] for r in rows])
+        return regions.select(torch.cat(rows)), teacher.regions_on([regions.boxes[r] for r in rows])
 
 
 def draw(rows: Tensor, count: int) -> Tensor:

@@ -17,6 +17,8 @@ from incdet.losses.distillation import ilod_boxes, one_sided_proposals, student_
 from incdet.losses.unbiased import unbiased_classification, unbiased_distillation
 from incdet.methods.base import Step, TaskContext
 from incdet.methods.faster_ilod import FasterIlod
+from incdet.structures import RegionOutputs
+from incdet.tasks import TaskSpec
 
 
 class Mma(FasterIlod):
@@ -50,14 +52,19 @@ class Mma(FasterIlod):
         old, sampled = step.task.num_old, step.student.regions
         if sampled.labels is None or sampled.weights is None:
             raise ValueError("MMA needs regions that were sampled with targets")
-        logits, deltas, teacher = self.regions(step.student, step.teacher)
         proposals = one_sided_proposals(step.student.images, step.teacher.images, self.cfg.BOX_MARGIN)
-        weight = self.weight(step.task.num_new)
         return {
             "loss_cls": unbiased_classification(sampled.logits, sampled.labels, sampled.weights, old),
-            "loss_distill_cls": weight * unbiased_distillation(logits, teacher.logits),
-            "loss_distill_box": weight * ilod_boxes(student_old_deltas(deltas, old), teacher.deltas),
+            **self.distil_regions(*self.regions(step.student, step.teacher), step.task),
             "loss_distill_rpn": self.cfg.WEIGHT_RPN * proposals,
+        }
+
+    def distil_regions(self, student: RegionOutputs, teacher: RegionOutputs, task: TaskSpec) -> dict[str, Tensor]:
+        """The terms on the same regions through both detectors."""
+        weight, deltas = self.weight(task.num_new), student_old_deltas(student.deltas, task.num_old)
+        return {
+            "loss_distill_cls": weight * unbiased_distillation(student.logits, teacher.logits),
+            "loss_distill_box": weight * ilod_boxes(deltas, teacher.deltas),
         }
 
     def weight(self, num_new: int) -> float:

@@ -93,8 +93,8 @@ def update_boxes(folder: Path, kept: Sequence[StoredBox], chosen: Mapping[int, I
     """
     folder.mkdir(parents=True, exist_ok=True)
     stored = list(kept)
-    for label, crops in chosen.items():
-        for rank, crop in enumerate(tqdm(crops, desc=f"boxes of class {label}", leave=False)):
+    for label, crops in tqdm(chosen.items(), desc="boxes of classes", leave=False):
+        for rank, crop in enumerate(crops):
             box = StoredBox(f"{label:04d}_{rank:05d}.png", label, rank)
             with atomic_path(folder / box.file) as temporary:
                 Image.fromarray(crop.permute(1, 2, 0).numpy()).save(temporary, format="PNG")

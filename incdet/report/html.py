@@ -77,7 +77,7 @@ def _lead(runs: Sequence[Run]) -> str:
 def _score_table(runs: Sequence[Run]) -> str:
     """Both AP rules, forgetting, memory and time."""
     keys = ("old", "new", "all")
-    headers = ["run", *("old before", *keys) * 2, "forgetting", "images", "MB", "training, min"]
+    headers = ["run", *("old before", *keys) * 2, "forgetting", "images", "crops", "MB", "training, min"]
     rows = []
     for run in runs:
         scores: list[float | None] = []
@@ -91,11 +91,12 @@ def _score_table(runs: Sequence[Run]) -> str:
                 _name(run),
                 *(_shown(score) for score in [*scores, percent(run, METRIC, "forgetting")]),
                 _shown(run.memory("images"), 0),
+                _shown(run.memory("crops"), 0),
                 _shown(None if stored is None else stored / 1e6, 2),
                 _shown(None if run.train_seconds is None else run.train_seconds / 60),
             ]
         )
-    groups = [("", 1), (metric_name(METRIC), 4), (metric_name(OTHER_RULE), 4), ("", 1), ("memory", 2), ("", 1)]
+    groups = [("", 1), (metric_name(METRIC), 4), (metric_name(OTHER_RULE), 4), ("", 1), ("memory", 3), ("", 1)]
     caption = (
         "Average precision in percent, averaged over classes. <em>Old before</em>: the old classes, each right after "
         "the task that taught it; <em>old</em>, <em>new</em> and <em>all</em>: now. <em>Forgetting</em>: mean fall of "

@@ -26,6 +26,7 @@ CLASSES = {name: method_class(name) for name in NAMES}
 # A random detector is never sure; these let its detections through. The fit is short.
 CREDULOUS = (
     "METHOD.ELI.ITERATIONS", 3,
+    "METHOD.ABR.MIN_SIZE", 12,
     "METHOD.PSEUDO_LABEL.SCORE_IGNORE", 0.3,
     "METHOD.PSEUDO_LABEL.SCORE_RPN", 0.34,
     "METHOD.PSEUDO_LABEL.SCORE_ROI", 0.36,

@@ -73,6 +73,16 @@ def test_regions_are_given_back_per_image_even_where_an_image_has_none():
     assert torch.equal(torch.cat(per_image), boxes)
 
 
+def test_selected_regions_stay_aligned_and_without_labels_where_there_were_none():
+    boxes = torch.arange(12.0).view(3, 4)
+    regions = RegionOutputs(boxes + 1, boxes + 2, boxes + 3, boxes + 4, boxes, torch.tensor([0, 0, 2]))
+    picked = regions.select(torch.tensor([2, 0]))
+    assert picked.boxes[:, 0].tolist() == [8, 0]
+    assert picked.pooled[:, 0].tolist() == [9, 1]
+    assert picked.image_index.tolist() == [2, 0]
+    assert picked.labels is picked.weights is None
+
+
 def test_proposals_are_computed_when_asked_for_and_only_once():
     calls = []
 
