@@ -218,8 +218,11 @@ class TorchvisionDetector(FasterRCNN, Detector):
     # ------------------------------------------------------------------ losses and prediction
 
     def losses(self, images: ImageOutputs, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
-        rpn, roi = self.box_losses
-        return rpn_losses(images, rpn, skip) | region_losses(regions, roi, skip)
+        return rpn_losses(images, self.box_losses[0], skip) | self.region_losses(regions, skip)
+
+    def region_losses(self, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
+        """The second stage's part of ``losses``, of regions that need not come from an image."""
+        return region_losses(regions, self.box_losses[1], skip)
 
     def detections(
         self, outputs: ImageOutputs, logits: Tensor, deltas: Tensor, images: list[Tensor]

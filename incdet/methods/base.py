@@ -7,7 +7,7 @@ order. To add one, write ``incdet/methods/<name>.py`` with one subclass of :clas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +46,10 @@ class DetectorLike(Protocol):
     def box_features(self, pooled: Tensor) -> Tensor: ...
 
     def predictor(self, features: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def losses(self, images: ImageOutputs, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]: ...
+
+    def region_losses(self, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]: ...
 
     def region_features(self, images: list[Tensor], boxes: list[Tensor]) -> list[Tensor]: ...
 

@@ -33,21 +33,25 @@ class Replay(Method):
     def __init__(self, node: CfgNode) -> None:
         super().__init__(node)
         if node.SELECTION not in RULES:  # now, not after the first task has been learned
-            raise ConfigError(f"METHOD.REPLAY.SELECTION: expected one of {', '.join(RULES)}, got {node.SELECTION!r}.")
+            name = type(self).__module__.rpartition(".")[2].upper()
+            raise ConfigError(f"METHOD.{name}.SELECTION: expected one of {', '.join(RULES)}, got {node.SELECTION!r}.")
 
     def training_data(self, view: TaskView, context: TaskContext) -> TaskView:
         stored = tuple(stored_images(self._load(context)))
         return replace(view, images=view.images + stored, memory_share=self.cfg.SHARE if stored else None)
 
     def end_task(self, context: TaskContext) -> None:
-        if not context.is_main:
-            return
+        if context.is_main:
+            save_memory(context.run_folder / "memory", self.exemplars(context))
+
+    def exemplars(self, context: TaskContext) -> list[Exemplar]:
+        """What of the old classes' images stays in the memory, and those chosen for the task's own classes."""
         task = context.task
         limit = self.cfg.IMAGES_PER_CLASS
         if self.cfg.BUDGET > 0:
             limit = max(self.cfg.BUDGET // task.num_seen, 1)
         kept = [e for e in self._load(context) if e.rank < limit and e.kept_for < task.num_old]
-        save_memory(context.run_folder / "memory", kept + self._choose(context, limit))
+        return kept + self._choose(context, limit)
 
     def _load(self, context: TaskContext) -> list[Exemplar]:
         records = {record.image_id: record for record in context.dataset.images}

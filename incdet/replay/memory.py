@@ -32,9 +32,10 @@ class Exemplar:
 
 
 def memory_size(folder: Path) -> dict[str, int]:
-    """Images and crops of objects stored, and the bytes of both with their lists; zeros where there is no memory."""
+    """Images and crops of objects stored, and the bytes of all that is there; zeros where there is no memory."""
     images, crops = list(folder.glob("images/*")), list(folder.glob("boxes/*.png"))
-    files = [*images, *crops, *folder.glob("memory.json"), *folder.glob("boxes/*.json")]
+    lists = [*folder.glob("memory.json"), *folder.glob("boxes/*.json")]
+    files = [*images, *crops, *lists, *folder.glob("*.safetensors")]
     return {"images": len(images), "crops": len(crops), "bytes": sum(file.stat().st_size for file in files)}
 
 

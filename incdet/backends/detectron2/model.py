@@ -6,7 +6,7 @@ one. It is also a ``Detector``, so incdet's engine and methods run on it. Both w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -234,15 +234,19 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
     # ------------------------------------------------------------------ losses and prediction
 
     def losses(self, images: ImageOutputs, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
-        rpn, predictor = self.proposal_generator, self.roi_heads.box_predictor
+        rpn = self.proposal_generator
         count = rpn.batch_size_per_image * len(images.image_sizes)
         losses = rpn_losses(images, self.box_losses[0], skip, count)
-        losses |= region_losses(regions, self.box_losses[1], skip)
+        return _weighted(losses, rpn.loss_weight) | self.region_losses(regions, skip)
+
+    def region_losses(self, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
+        """The second stage's part of ``losses``, of regions that need not come from an image."""
+        predictor = self.roi_heads.box_predictor
+        losses = region_losses(regions, self.box_losses[1], skip)
         if predictor.use_sigmoid_ce and regions.labels is not None and "loss_cls" not in skip:
             known = regions.labels != IGNORED
             losses["loss_cls"] = predictor.sigmoid_cross_entropy_loss(regions.logits[known], regions.labels[known])
-        weights = rpn.loss_weight | predictor.loss_weight
-        return {name: loss * weights.get(name, 1.0) for name, loss in losses.items()}
+        return _weighted(losses, predictor.loss_weight)
 
     def predictor(self, features: Tensor) -> tuple[Tensor, Tensor]:
         return self.roi_heads.predict(features)
@@ -318,6 +322,10 @@ def _target(item: dict[str, Any]) -> Target:
     if len(ignored := item.get("ignored_boxes", ())):
         target = target.with_ignored(ignored.tensor)
     return target
+
+
+def _weighted(losses: dict[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
+    return {name: loss * weights.get(name, 1.0) for name, loss in losses.items()}
 
 
 def _box_loss(part: Any) -> BoxLoss:
