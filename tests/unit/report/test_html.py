@@ -109,6 +109,14 @@ def test_every_field_of_the_protocol_is_shown(compared, tmp_path):
         assert field in html
 
 
+def test_stored_crops_are_counted_beside_stored_images(make_run, tmp_path):
+    crops = make_run("a", memory={"images": 0, "crops": 517, "bytes": 1_794_226})
+    html = report([crops, make_run("b")], tmp_path)
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in html.split("<tr>")]
+    memories = {row[at - 1]: row[at - 2] for row in rows for at, cell in enumerate(row) if cell in ("1.79", "0.15")}
+    assert memories == {"517": "0", "–": "20"}  # crops, images
+
+
 def test_absent_images_are_said_and_do_not_stop_the_report(make_run, tmp_path):
     html = report([make_run("a", root=tmp_path / "nowhere")], tmp_path)
     assert "No images are shown: " in html
