@@ -33,6 +33,7 @@ def train_interim(student: Any, view: TaskView, train: Callable[..., None], iter
     interim = copy.deepcopy(student)
     interim.drop_classes(view.task.num_old)
     train(interim, new_classes_only(view), FOLDER, {} if iterations is None else {"MAX_ITER": iterations}, ())
+    interim.zero_grad()  # what the last step left would stay in memory
     return interim.eval().requires_grad_(False)
 
 

@@ -23,9 +23,11 @@ from incdet.structures import Batch, Target
 
 NAMES = method_names()
 CLASSES = {name: method_class(name) for name in NAMES}
-# A random detector is never sure; these let its detections through. The fit is short.
+# A random detector is never sure; these let its detections through. Fits and stages are short.
 CREDULOUS = (
     "METHOD.ELI.ITERATIONS", 3,
+    "METHOD.BPF.INTERIM_ITERATIONS", 1,
+    "METHOD.BPF.SCORE_ROI", 0.36,
     "METHOD.ABR.MIN_SIZE", 12,
     "METHOD.PSEUDO_LABEL.SCORE_IGNORE", 0.3,
     "METHOD.PSEUDO_LABEL.SCORE_RPN", 0.34,

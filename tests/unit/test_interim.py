@@ -42,7 +42,7 @@ def test_it_is_trained_frozen_and_leaves_the_student_alone(context):
     teacher = train_interim(context.student, context.view, context.train)
     assert teacher.num_classes == 2
     assert not teacher.training
-    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
     assert all(torch.equal(value, before[name]) for name, value in context.student.state_dict().items())
     assert any(parameter.requires_grad for parameter in context.student.parameters())
     trained = [name for name, value in teacher.state_dict().items() if value.shape == before[name].shape]
