@@ -19,6 +19,7 @@ from incdet.engine.stream import Run
 
 ROOT = Path(__file__).parents[2]
 REPLAY = {"METHODS": ["replay", "pseudo_label"], "METHOD__REPLAY__IMAGES_PER_CLASS": 2}
+IOD = {"METHODS": ["iod"], "METHOD__IOD__GAMMA": 2, "METHOD__IOD__FINETUNE_ITER": 3}
 AVERAGED = {"SOLVER__EMA_DECAY": 0.5, "SOLVER__OPTIMIZER": "AdamW", "SOLVER__LR_SCHEDULER_NAME": "WarmupCosineLR"}
 
 
@@ -36,8 +37,8 @@ def interrupt_at(monkeypatch, task: int, iteration: int) -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"METHODS": ["faster_ilod"]}, REPLAY, AVERAGED, {"SOLVER__PRECISION": "bf16-mixed"}],
-    ids=["finetune", "faster_ilod", "replay+pseudo_label", "ema+adamw", "bf16"],
+    [{}, {"METHODS": ["faster_ilod"]}, REPLAY, IOD, AVERAGED, {"SOLVER__PRECISION": "bf16-mixed"}],
+    ids=["finetune", "faster_ilod", "replay+pseudo_label", "iod", "ema+adamw", "bf16"],
 )
 def test_interrupted_task_resumes_to_the_bit(train, monkeypatch, capsys, overrides):
     whole = train("whole", **overrides)
