@@ -21,12 +21,18 @@ DISTILLED = ("loss_iod_cls", "loss_iod_box", "loss_iod_feature")
 TEXTS = ("a", "bc", "ad", "cd", "b", "cb", "d", "dc")
 
 
-@pytest.fixture(params=["fpn"])
+@pytest.fixture(params=[("fpn", "torchvision")])
 def world(request, tmp_path):
-    return World(tmp_path, tiny_config(request.param), TEXTS)
+    neck, backend = request.param
+    return World(tmp_path, tiny_config(neck, "BACKEND", backend), TEXTS)
 
 
-on_both_necks = pytest.mark.parametrize("world", ["fpn", "c4"], indirect=True)
+HEADS = [
+    pytest.param((neck, backend), id=f"{backend}-{neck}", marks=marks)
+    for backend, marks in (("torchvision", ()), ("detectron2", pytest.mark.detectron2))
+    for neck in ("fpn", "c4")
+]
+on_every_head = pytest.mark.parametrize("world", HEADS, indirect=True)
 
 
 def method(world: World, **changes) -> Iod:
@@ -79,7 +85,7 @@ def test_the_warp_layer_is_the_last_one_with_weights():
 # ---------------------------------------------------------------------- paper
 
 
-@on_both_necks
+@on_every_head
 def test_the_warp_layer_keeps_its_bits_in_task_steps_and_alone_moves_in_warp_steps(world):
     lesson = Lesson(world, method(world))
     trained = {id(p) for group in lesson.optimizer.param_groups for p in group["params"]}
@@ -97,7 +103,7 @@ def test_the_warp_layer_keeps_its_bits_in_task_steps_and_alone_moves_in_warp_ste
     assert not any(p.requires_grad for p in lesson.warp)
 
 
-@on_both_necks
+@on_every_head
 def test_a_warp_step_is_nu_times_the_gradient_of_the_box_heads_losses_on_the_store(world):
     lesson = Lesson(world, method(world, NU=0.5))
     before = [p.detach().clone() for p in lesson.warp]
@@ -117,7 +123,7 @@ def test_a_warp_step_is_nu_times_the_gradient_of_the_box_heads_losses_on_the_sto
         torch.testing.assert_close(p.detach(), was - 0.5 * twin.grad)
 
 
-@on_both_necks
+@on_every_head
 def test_warp_steps_lower_the_loss_of_the_stored_features_and_leave_norms_alone(world):
     lesson = Lesson(world, method(world, NU=0.005))
     buffers = {name: value.clone() for name, value in lesson.student.named_buffers()}
@@ -188,7 +194,7 @@ def test_what_goes_from_step_to_step_is_kept_for_a_second_life(world):
 # ---------------------------------------------------------------------- release
 
 
-@on_both_necks
+@on_every_head
 def test_release_moves_everything_in_a_warp_step_and_the_warp_layer_in_every_step(world):
     lesson = Lesson(world, method(world, VARIANT="release"))
     before = lesson.bits()
