@@ -3,7 +3,32 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
+
+
+class CosineLinear(nn.Linear):
+    """Logits ``scale * cos(feature, class weight)``, without a bias (Hou et al., LUCIR, CVPR 2019, eq. 4).
+
+    Attributes:
+        scale: a learned scalar, 1 at first, shared by all classes.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * linear(normalize(features, dim=1), normalize(self.weight, dim=1))
+
+
+def grow_cosine(layer: CosineLinear, rows: int) -> CosineLinear:
+    """A copy with ``rows`` new classes after the others, which keep their bits; new weights as torch draws them."""
+    grown = CosineLinear(layer.in_features, layer.out_features + rows).to(layer.weight)
+    with torch.no_grad():
+        grown.weight[: layer.out_features] = layer.weight
+        grown.scale.copy_(layer.scale)
+    return grown
 
 
 def grow_linear(layer: nn.Linear, rows: int, at: int, std: float) -> nn.Linear:

@@ -39,10 +39,11 @@ def predicted_old(features: Tensor, predictor: Predictor, aligner: Aligner, num_
 
 
 def not_new(features: Tensor, predictor: Predictor, aligner: Aligner, num_old: int) -> Tensor:
-    """Rows whose unaligned features are classified as an old class or as background."""
-    logits = predictor(features)[0]
+    """Rows whose unaligned features are classified as an old class or as background, where there is one."""
+    logits, deltas = predictor(features)
     found = logits.argmax(dim=1)
-    return (found < num_old) | (found == logits.shape[1] - 1)
+    has_background = deltas.shape[1] > 0  # whole images have neither boxes nor a background
+    return (found < num_old) | (has_background & (found == logits.shape[1] - 1))
 
 
 def every_row(features: Tensor, predictor: Predictor, aligner: Aligner, num_old: int) -> Tensor:
@@ -126,3 +127,27 @@ class AlignerChain(nn.Module):
             rows = moved.nonzero().squeeze(1)
             aligned = aligned.index_copy(0, rows, aligner(aligned[rows]))
         return aligned
+
+
+class HeadwiseChain(nn.Module):
+    """Logits of which each task's are read from the features as that task left them. Fits a read-out's slot.
+
+    For classifiers with one head per task: whoever reads a head knows the task, so nothing has to be gated.
+
+    Args:
+        links: one per task from the second on, oldest first.
+    """
+
+    def __init__(self, links: Sequence[Link]) -> None:
+        super().__init__()
+        self.aligners = nn.ModuleList(link.aligner for link in links)
+        self.nums_old = [link.num_old for link in links]
+
+    @torch.no_grad()
+    def forward(self, features: Tensor, predictor: Predictor) -> Tensor:
+        """Logits (R, K)."""
+        logits = predictor(features)[0]
+        for aligner, num_old in reversed(list(zip(self.aligners, self.nums_old, strict=True))):
+            features = aligner(features)
+            logits = torch.cat([predictor(features)[0][:, :num_old], logits[:, num_old:]], dim=1)
+        return logits

@@ -13,10 +13,11 @@ from incdet.backends.weights import load_into, load_weights, read_model
 from incdet.errors import CheckpointError, ConfigError
 
 BACKENDS = ("torchvision", "detectron2")
+TASKS = ("detection", "classification")
 
 
 def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
-    """The detector that ``cfg.BACKEND`` and ``cfg.MODEL`` describe, with ``MODEL.WEIGHTS`` loaded where it is set.
+    """The detector or classifier that ``TASK``, ``BACKEND`` and ``MODEL`` describe, with ``MODEL.WEIGHTS`` loaded.
 
     Raises:
         ConfigError: the backend is not known, or cannot honour a key.
@@ -26,19 +27,31 @@ def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
         raise ConfigError(f"BACKEND: expected one of {', '.join(BACKENDS)}, got {cfg.BACKEND!r}.")
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise ConfigError(f"INPUT.FORMAT: expected RGB or BGR, got {cfg.INPUT.FORMAT!r}.")
+    if cfg.TASK not in TASKS:
+        raise ConfigError(f"TASK: expected one of {', '.join(TASKS)}, got {cfg.TASK!r}.")
+    if cfg.BACKEND == "detectron2" and cfg.TASK == "classification":
+        raise ConfigError("TASK classification has a model of incdet's own: leave BACKEND at torchvision.")
     if cfg.BACKEND == "detectron2":
         from incdet.backends.detectron2 import build_detectron2
 
         return build_detectron2(cfg, num_classes)
     _refuse_strays(cfg)
-    from incdet.backends.torchvision import build_torchvision
-
-    detector = build_torchvision(cfg, num_classes)
+    detector = _build(cfg, num_classes)
     if cfg.MODEL.WEIGHTS:
         pixels = cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_STD
         report = load_into(detector, load_weights(cfg.MODEL.WEIGHTS, pixels), source=cfg.MODEL.WEIGHTS)
         print(f"{cfg.MODEL.WEIGHTS}: {report}")
     return detector
+
+
+def _build(cfg: CfgNode, num_classes: int) -> Detector:
+    if cfg.TASK == "classification":
+        from incdet.backends.classifier import build_classifier
+
+        return build_classifier(cfg, num_classes)
+    from incdet.backends.torchvision import build_torchvision
+
+    return build_torchvision(cfg, num_classes)
 
 
 def _refuse_strays(cfg: CfgNode) -> None:

@@ -27,6 +27,7 @@ MOBILENET_STAGES = (
     ("7", "8", "9", "10", "11", "12", "13"),
     ("14", "15", "16", "17", "18"),
 )
+MLP_STAGES = (("flatten",), ("fc1",), ("fc2",))
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2")
 LEVELS = ("stem", "res2", "res3", "res4", "res5")
 
@@ -159,6 +160,17 @@ def build_body(cfg: CfgNode, returned: tuple[str, ...]) -> tuple[Body, dict[str,
         channels = {level: out.shape[1] for level, out in body.eval()(torch.zeros(1, 3, 64, 64)).items()}
         body.train(training)
     return body, channels, network
+
+
+def build_mlp(cfg: CfgNode) -> Body:
+    """Two layers of ``BACKBONE.WIDTH`` units on square images, for digits: (N, 3, s, s) to (N, WIDTH)."""
+    width, pixels = cfg.MODEL.BACKBONE.WIDTH, 3 * cfg.INPUT.MIN_SIZE_TEST**2
+    layers = {
+        "flatten": nn.Flatten(),
+        "fc1": nn.Sequential(nn.Linear(pixels, width), nn.ReLU()),
+        "fc2": nn.Sequential(nn.Linear(width, width), nn.ReLU()),
+    }
+    return Body(layers.items(), MLP_STAGES, ("res3",))
 
 
 def _stride_in_1x1(network: nn.Module) -> None:

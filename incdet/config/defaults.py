@@ -20,6 +20,7 @@ def get_cfg() -> CN:
 
     cfg = CN()
     cfg.VERSION = 2
+    cfg.TASK = "detection"  # or classification: whole images, on the same backbones, by the same engine
     cfg.BACKEND = "torchvision"
     cfg.OUTPUT_DIR = "output"
     cfg.NAME = ""  # of the run in tables and reports; empty = the methods' names
@@ -118,13 +119,16 @@ def _model() -> CN:
     node.PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, of pixels from 0 to 255
     node.PIXEL_STD = (58.395, 57.12, 57.375)
     node.BACKBONE = CN()
-    node.BACKBONE.NAME = "resnet50"  # resnet18, resnet50, mobilenet_v2
+    node.BACKBONE.NAME = "resnet50"  # resnet18, resnet50, mobilenet_v2; for classification also mlp
     node.BACKBONE.NORM = "FrozenBN"  # FrozenBN, BN, none (folded into convolutions that have a bias)
     # A ResNet-50 steps in its 1x1 convolutions: for MSRA's weights; torchvision's were trained with it in the 3x3 ones.
     node.BACKBONE.STRIDE_IN_1X1 = False
-    node.BACKBONE.WIDTH = 64  # channels of a ResNet's stem; 64 is the standard network. Ours
+    node.BACKBONE.WIDTH = 64  # channels of a ResNet's stem (64 is the standard network), units of an mlp's layers. Ours
     node.BACKBONE.FREEZE_AT = 2  # stages kept fixed: 0 none, 1 the stem, 2 stem and res2, ...
     node.BACKBONE.FREEZE_NORM = False  # BN keeps its statistics and its affine parameters fixed. Ours
+    node.CLASSIFIER = CN()  # only where TASK is classification
+    node.CLASSIFIER.HEAD = "linear"  # or cosine: a learned scale times the cosine, without a bias (LUCIR)
+    node.CLASSIFIER.MULTI_HEAD = False  # one head per task, each trained on its own classes alone
     node.FPN = CN()
     node.FPN.IN_FEATURES = ("res2", "res3", "res4", "res5")
     node.FPN.OUT_CHANNELS = 256

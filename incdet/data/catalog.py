@@ -4,8 +4,10 @@
 ``voc_2007_trainval``, ...              ``<root>/VOC2007``, ``<root>/VOC2012`` in VOC layout
 ``coco_2017_train``, ``coco_2017_val``  ``<root>/coco`` in COCO layout
 ``shapes_train``, ``shapes_test``       ``<root>/shapes``, drawn by ``datasets/make_shapes.py``
+``digits_train``, ``digits_test``       ``<root>/digits``, written by ``datasets/make_digits.py``: for classification
 ``voc:<folder>:<split>``                any folder in VOC layout; the split ``*`` is every annotation in it
 ``coco:<annotations.json>:<images>``    any COCO file and its folder of images
+``folders:<folder>:<split>``            ``<folder>/<split>/<class>/<image>``: for classification
 ======================================  ==============================================================
 
 Names joined by a comma are read as one data set.
@@ -21,6 +23,7 @@ from pathlib import Path
 
 from incdet.data.coco import load_coco
 from incdet.data.defects import Defect, Report, refuse
+from incdet.data.folders import load_folders
 from incdet.data.records import DetectionDataset
 from incdet.data.shapes import SHAPE_CLASSES
 from incdet.data.voc import VOC_CLASSES, load_voc
@@ -33,12 +36,13 @@ _VOC = {
 }
 _COCO = {f"coco_2017_{split}": f"{split}2017" for split in ("train", "val")}
 _SHAPES = {f"shapes_{split}": split for split in ("train", "test")}
-_FREE_FORMS = ("voc:<folder>:<split>", "coco:<annotations.json>:<image folder>")
+_DIGITS = {f"digits_{split}": split for split in ("train", "test")}
+_FREE_FORMS = ("voc:<folder>:<split>", "coco:<annotations.json>:<image folder>", "folders:<folder>:<split>")
 
 
 def known_names() -> tuple[str, ...]:
     """The names that need no path."""
-    return (*_SHAPES, *_VOC, *_COCO)
+    return (*_SHAPES, *_DIGITS, *_VOC, *_COCO)
 
 
 def load_dataset(
@@ -74,6 +78,10 @@ def _load_one(name: str, root: Path, classes: Sequence[str] | None, report: Repo
         folder = root / "shapes"
         _require_folder(folder, name, f"Draw it by `python datasets/make_shapes.py --output {folder}`")
         return load_voc(folder, _SHAPES[name], classes or SHAPE_CLASSES, name, report)
+    if name in _DIGITS:
+        folder = root / "digits"
+        _require_folder(folder, name, f"Write it by `python datasets/make_digits.py --output {folder}`")
+        return load_folders(folder, _DIGITS[name], classes, name, report)
     if name in _COCO:
         folder = root / "coco"
         _require_folder(folder, name, "Unpack it by `python datasets/prepare_coco.py`, see datasets/README.md")
@@ -84,6 +92,9 @@ def _load_one(name: str, root: Path, classes: Sequence[str] | None, report: Repo
         return load_voc(match[1], match[2], classes, name, report)
     if match := re.fullmatch(r"coco:(.+\.json):(.+)", name):
         return load_coco(match[1], match[2], classes, name, report)
+    if match := re.fullmatch(r"folders:(.+):([^:]+)", name):
+        _require_folder(Path(match[1]), name, "Correct the path; paths are relative to the working directory")
+        return load_folders(match[1], match[2], classes, name, report)
     raise DataError(_unknown(name))
 
 

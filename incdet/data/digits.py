@@ -1,4 +1,4 @@
-"""Handwritten digits as two tasks, 0 to 4 and 5 to 9: MNIST's files, or the small ones that scikit-learn brings."""
+"""Handwritten digits: MNIST's files, or the small ones that scikit-learn brings, as tensors or as folders of images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import torch
 from torch import Tensor
 
 from incdet.errors import DataError
+from incdet.files import write_atomic
 
 HELD_OUT = 4  # every fourth of the bundled digits is a test image (ours)
 _IMAGES, _LABELS = 0x803, 0x801  # what MNIST's files begin with
@@ -26,6 +28,11 @@ class Digits:
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+
+    @property
+    def side(self) -> int:
+        """Height and width of the square images, in pixels."""
+        return math.isqrt(self.train_images.shape[1])
 
     def task(self, index: int) -> Digits:
         """The five digits of task 0 or 1, labelled from 0."""
@@ -85,3 +92,20 @@ def _read_idx(folder: Path, name: str, magic: int) -> Tensor:
             f"that begin with 0x{data[:4].hex()}. It is another file, or it was cut short: copy it again."
         )
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).reshape(shape)
+
+
+def write_digits(digits: Digits, folder: Path) -> None:
+    """Writes ``<folder>/{train,test}/<digit>/<number>.png``, as ``incdet.data.folders`` reads them.
+
+    Raises:
+        IncdetError: the folder exists, or cannot be written.
+    """
+    if folder.exists():
+        raise DataError(f"{folder} exists already. Remove it, or choose another folder (--output).")
+    splits = {"train": (digits.train_images, digits.train_labels), "test": (digits.test_images, digits.test_labels)}
+    for split, (images, labels) in splits.items():
+        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            pixels = (image.reshape(digits.side, digits.side) * 255).round().to(torch.uint8).numpy()
+            path = folder / split / str(label) / f"{number:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, cv2.imencode(".png", pixels)[1].tobytes())

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from incdet.align.base import Aligner, LatentPairs
 from incdet.align.energy import EnergyAligner
-from incdet.align.gates import GATES, AlignerChain, Link, Oracle
+from incdet.align.gates import GATES, AlignerChain, HeadwiseChain, Link, Oracle
 from incdet.backends.base import Detector, scale_of
 from incdet.data.images import read_image
 from incdet.data.protocols import ObjectTable
@@ -30,7 +30,7 @@ from incdet.errors import ConfigError
 from incdet.evaluation.predictions import Predictions
 from incdet.evaluation.results import task_result
 from incdet.files import write_json
-from incdet.methods.eli import ALIGNERS, Eli
+from incdet.methods.eli import ALIGNERS, HEAD, Eli
 from incdet.randomness import derive_seed
 from incdet.structures import Batch, Detections, RegionOutputs
 from incdet.tasks import TaskSpec
@@ -81,9 +81,10 @@ def study_alignment(run: Run, index: int, presets: Sequence[str], background: in
     pairs = collect_pairs(previous, current, images, cfg, run.fabric, background, limit, seed)
     aligners, seconds = _fit(pairs, presets, seed)
     readings = [Reading("", "")]
+    headwise = cfg.TASK == "classification" and cfg.MODEL.CLASSIFIER.MULTI_HEAD
     for name, aligner in aligners.items():
         gates = [gate for gate in GATES if gate != "energy" or isinstance(aligner, EnergyAligner)]
-        readings += [Reading(name, gate) for gate in (*gates, "oracle")]
+        readings += [Reading(name, gate) for gate in ((HEAD,) if headwise else (*gates, "oracle"))]
     _read_test_images(run, task, current, aligners, readings)
     result = {
         "schema": 1,
@@ -128,12 +129,15 @@ def _read_test_images(
         for reading in readings:
             began = time.perf_counter()
             features = regions.features
-            if reading.aligner:
+            links = [Link(aligners[reading.aligner], task.num_old)] if reading.aligner else []
+            if links and reading.gate != HEAD:
                 gate = Oracle(labels) if reading.gate == "oracle" else GATES[reading.gate]
-                chain = AlignerChain([Link(aligners[reading.aligner], task.num_old)], gate)
-                features = chain(features, detector.predictor)
+                features = AlignerChain(links, gate)(features, detector.predictor)
                 reading.moved += int((features != regions.features).any(dim=1).sum())
             logits, deltas = detector.predictor(features)
+            if reading.gate == HEAD:
+                logits = HeadwiseChain(links)(features, detector.predictor)
+                reading.moved += len(features)
             reading.seconds += time.perf_counter() - began
             reading.found += [found.cpu() for found in detector.detections(outputs, logits, deltas, images)]
 
@@ -174,13 +178,15 @@ def _true_labels(
 def _scored(run: Run, task: TaskSpec, reading: Reading) -> dict[str, Any]:
     ids = [image.image_id for image in run.problem.test.images]
     predictions = Predictions.from_detections(zip(ids, reading.found, strict=True), task.seen)
-    result = task_result(run.problem.test, predictions, run.stream, task, stamps=reading.stamps)
+    scores = run.problem.scores(predictions, task)
+    result = task_result(run.problem.test, predictions, run.stream, task, scores=scores, stamps=reading.stamps)
+    metric = next(iter(result["ap"]))
     return {
         "aligner": reading.aligner,
         "gate": reading.gate,
         "stamps": reading.stamps,
         "groups": result["groups"],
-        "ap": {"voc_area_50": result["ap"]["voc_area_50"]},
+        "ap": {metric: result["ap"][metric]},
         "seconds": round(reading.seconds, 2),  # of gate, aligner and predictor, over all test images
         "moved": reading.moved,
     }

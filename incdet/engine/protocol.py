@@ -19,6 +19,8 @@ from incdet.data.protocols import dataset_stream
 from incdet.data.records import DetectionDataset
 from incdet.data.views import TaskView, hold_out, task_view
 from incdet.errors import DataError
+from incdet.evaluation.classification import accuracies
+from incdet.evaluation.predictions import Predictions
 from incdet.tasks import TaskSpec, TaskStream
 
 HELD_OUT_SEED = 0  # fixed, so that recipes of runs with different seeds are compared on the same images
@@ -60,6 +62,12 @@ class Problem:
         cfg = self.cfg
         return task_view(self.train, self.stream, task, cfg.TASKS.PROTOCOL, cfg.DATASETS.DIFFICULT, cfg.SEED)
 
+    def scores(self, predictions: Predictions, task: TaskSpec) -> dict[str, dict[str, float | None]] | None:
+        """What takes the place of AP: a classifier's accuracies; None for a detector."""
+        if self.cfg.TASK == "detection":
+            return None
+        return accuracies(self.test, predictions, self.stream, task, self.cfg.MODEL.CLASSIFIER.MULTI_HEAD)
+
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         return {"train": self.train.fingerprint(), "test": self.test.fingerprint()}
@@ -92,6 +100,9 @@ def model_name(cfg: CfgNode) -> str:
     """What results call the model: network and neck, or Detectron2's names of its own parts."""
     if cfg.BACKEND == "detectron2" and cfg.MODEL.BACKBONE.NAME.startswith("build_"):
         return f"{cfg.MODEL.BACKBONE.NAME.removeprefix('build_')}-{cfg.MODEL.RESNETS.DEPTH}, {cfg.MODEL.ROI_HEADS.NAME}"
+    if cfg.TASK == "classification":
+        heads = "one head per task" if cfg.MODEL.CLASSIFIER.MULTI_HEAD else "one head"
+        return f"{cfg.MODEL.BACKBONE.NAME}, {cfg.MODEL.CLASSIFIER.HEAD}, {heads}"
     return f"{cfg.MODEL.BACKBONE.NAME}-{cfg.MODEL.NECK}"
 
 

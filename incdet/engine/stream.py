@@ -239,6 +239,7 @@ class Run:
                 predictions,
                 self.stream,
                 task,
+                scores=self.problem.scores(predictions, task),
                 protocol=self._protocol(),
                 stamps=self.cfg.STAMPS,
                 train=train,

@@ -55,6 +55,7 @@ def task_result(
     task: TaskSpec,
     *,
     convention: Convention = "devkit",
+    scores: Mapping[str, Mapping[str, float | None]] | None = None,
     protocol: Mapping[str, Any] | None = None,
     stamps: Sequence[str] = (),
     train: Mapping[str, Any] | None = None,
@@ -66,8 +67,10 @@ def task_result(
     Objects and detections are those of the seen classes; the images are **all** of ``dataset``. On a subset that is
     chosen by the labels a detector could not show its false positives on the other images, and rows of the task
     matrix would be measured on different sets.
+
+    ``scores`` are given where they are not AP: a classifier's accuracy per metric and class.
     """
-    ap = score(dataset, predictions, task.seen, convention)
+    ap = {name: dict(values) for name, values in (scores or score(dataset, predictions, task.seen, convention)).items()}
     learned = [step.new for step in stream.tasks[: task.index]]
     return {
         "schema": SCHEMA,
@@ -76,8 +79,8 @@ def task_result(
         "protocol": dict(protocol or {}),
         "voc_convention": convention,
         "ap": ap,
-        "groups": {metric: incremental.group_means(ap[metric], task.old, task.new) for metric in METRICS},
-        "by_task": {metric: [incremental.mean_ap(ap[metric], classes) for classes in learned] for metric in METRICS},
+        "groups": {metric: incremental.group_means(values, task.old, task.new) for metric, values in ap.items()},
+        "by_task": {metric: [incremental.mean_ap(values, names) for names in learned] for metric, values in ap.items()},
         "train": dict(train or {}),
         "evaluate": {"images": len(dataset), **(evaluate or {})},
         "extra": dict(extra or {}),
@@ -112,9 +115,10 @@ def run_results(
     if joint is not None:
         _check_joint(joint, protocol)
     tasks = [tuple(classes) for classes in protocol["tasks"][: len(numbers)]]
-    matrix = {metric: [list(result["by_task"][metric]) for result in task_results] for metric in METRICS}
+    metrics = list(task_results[0]["ap"])
+    matrix = {metric: [list(result["by_task"][metric]) for result in task_results] for metric in metrics}
     summary = {}
-    for metric in METRICS:
+    for metric in metrics:
         steps = [result["ap"][metric] for result in task_results]
         summary[metric] = _summary(steps, matrix[metric], tasks)
         if joint is not None:
@@ -195,7 +199,7 @@ def _join(tasks: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _check_joint(joint: Mapping[str, Any], protocol: Mapping[str, Any]) -> None:
-    missing = sorted(set(_join(protocol["tasks"])) - set(joint["ap"][METRICS[0]]))
+    missing = sorted(set(_join(protocol["tasks"])) - set(next(iter(joint["ap"].values()), {})))
     if missing:
         raise DataError(f"the joint result has no AP of {', '.join(missing)}. Give the result of a run on all classes")
     theirs, ours = joint.get("protocol", {}).get("test"), protocol.get("test")

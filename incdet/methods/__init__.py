@@ -56,6 +56,8 @@ def build_methods(cfg: _FvcoreNode) -> list[Method]:
     if len(classes) < len(names) or not names:
         raise MethodError(f"METHODS: expected one or more different methods, got {names}.")
     for name, kind in classes.items():
+        if cfg.TASK not in kind.works_on:
+            raise MethodError(f"METHODS: {name} works on {' and '.join(kind.works_on)}, not on {cfg.TASK} (TASK).")
         if not kind.combines and len(names) > 1:
             raise MethodError(f"METHODS: {name} cannot be combined, got {names}. {_first_line(kind)}")
     _refuse_contained(classes)

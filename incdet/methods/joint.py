@@ -17,6 +17,7 @@ class Joint(Method):
 
     from_scratch = True
     combines = False
+    works_on = ("detection", "classification")
 
     def task_config(self, cfgs: Sequence[CfgNode]) -> CfgNode:
         cfg = cfgs[0].clone()

@@ -12,9 +12,9 @@ from incdet.errors import DataError
 from incdet.files import read_json
 from incdet.report import page, plots
 from incdet.report.runs import Run
+from incdet.report.table import metric_name
 
 FILE = "alignment.json"
-METRIC = "voc_area_50"
 GROUPS = {"old": "old", "new": "new", "all": "seen"}
 _PARTS = {"task": int, "readings": list, "scores": dict, "fit_seconds": dict}
 Study = Mapping[str, Any]
@@ -40,7 +40,7 @@ def alignment_table(studies: Sequence[Study]) -> str:
         for reading in study["readings"]:
             rows.setdefault((reading["aligner"], reading["gate"]), []).append(reading)
     lines = [
-        "| aligner | gate | old AP50 | new AP50 | all AP50 | regions moved | seconds |",
+        f"| aligner | gate | {' | '.join(_columns(studies[0]))} |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for (aligner, gate), readings in rows.items():
@@ -71,8 +71,8 @@ def _study(name: str, run: Run, study: Study) -> str:
     fits = ", ".join(f"{aligner} {seconds:g} s" for aligner, seconds in study["fit_seconds"].items())
     heading = f"<h3>{page.loud(run.title, run.stamps)}, task {study['task']}</h3>"
     caption = (
-        f"AP50 (area) in percent. Fitted on {study['latents']:,} regions: {escape(fits)}. <em>Seconds</em>: gate, "
-        "aligner and predictor on all test images together."
+        f"{metric_name(_metric(study))} in percent. Fitted on {study['latents']:,} regions: {escape(fits)}. "
+        "<em>Seconds</em>: gate, aligner and predictor on all test images together."
     )
     rows = [
         [
@@ -82,7 +82,7 @@ def _study(name: str, run: Run, study: Study) -> str:
         ]
         for reading in study["readings"]
     ]
-    parts = [heading, page.table(["aligner", "gate", *GROUPS, "regions moved", "seconds"], rows, caption)]
+    parts = [heading, page.table(["aligner", "gate", *_columns(study)], rows, caption)]
     for number, (aligner, scores) in enumerate(study["scores"].items()):
         described = f"Scores that {aligner} gives to latents of the previous model, of this one, and after the walk"
         parts.append(page.figure(plots.score_histograms(scores), f"{name}-{number}", described, escape(described)))
@@ -92,13 +92,23 @@ def _study(name: str, run: Run, study: Study) -> str:
 def _class_table(study: Study) -> str:
     readings = study["readings"]
     headers = ["class", *(escape(f"{r['aligner'] or 'none'} {r['gate']}") + page.badges(r["stamps"]) for r in readings)]
-    names = list(readings[0]["ap"][METRIC])
-    return page.table(headers, [[escape(name), *(_mean([r["ap"][METRIC][name]]) for r in readings)] for name in names])
+    metric = _metric(study)
+    names = list(readings[0]["ap"][metric])
+    return page.table(headers, [[escape(name), *(_mean([r["ap"][metric][name]]) for r in readings)] for name in names])
+
+
+def _metric(study: Study) -> str:
+    return next(iter(study["readings"][0]["ap"]))
+
+
+def _columns(study: Study) -> list[str]:
+    short = {"voc_area_50": "AP50"}.get(_metric(study), metric_name(_metric(study)))
+    return [*(f"{group} {short}" for group in GROUPS), "regions moved", "seconds"]
 
 
 def _numbers(readings: Sequence[Mapping[str, Any]]) -> list[str]:
     """AP of each group, regions moved and seconds, over the readings of one aligner behind one gate."""
-    ap = [_mean([reading["groups"][METRIC][key] for reading in readings]) for key in GROUPS.values()]
+    ap = [_mean([reading["groups"][next(iter(reading["ap"]))][key] for reading in readings]) for key in GROUPS.values()]
     moved = round(statistics.mean(reading["moved"] for reading in readings))
     return [*ap, f"{moved:,}", f"{statistics.mean(reading['seconds'] for reading in readings):.2f}"]
 

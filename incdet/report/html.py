@@ -15,9 +15,7 @@ from incdet.report.alignment import alignment_part
 from incdet.report.examples import MIN_IOU, MIN_SCORE, draw_examples
 from incdet.report.narrative import narrate
 from incdet.report.runs import Run, read_metrics, read_runs
-from incdet.report.table import metric_name, percent, protocol_differences
-
-METRIC, OTHER_RULE = "voc_area_50", "voc_11point_50"
+from incdet.report.table import measure, metric_name, percent, protocol_differences
 
 
 def write_report(run_folders: Sequence[Path], out: Path, title: str | None = None) -> None:
@@ -42,7 +40,7 @@ def write_report(run_folders: Sequence[Path], out: Path, title: str | None = Non
 
 def _group(name: str, heading: str, runs: Sequence[Run]) -> str:
     """Everything on runs that may be compared."""
-    described = "; ".join(_described(run) for run in runs)
+    described, words = "; ".join(_described(run) for run in runs), measure(_metric(runs))
     parts = [
         f"<h2>{escape(heading)}</h2>" if heading else "",
         f'<p class="lead">{_lead(runs)}</p>',
@@ -50,9 +48,9 @@ def _group(name: str, heading: str, runs: Sequence[Run]) -> str:
         "<h2>The numbers</h2>",
         _score_table(runs),
         "<h2>Class by class</h2>",
-        page.figure(plots.class_bars(runs, METRIC), f"{name}-classes", f"Average precision of each class. {described}"),
+        page.figure(plots.class_bars(runs, _metric(runs)), f"{name}-classes", f"{words} of each class. {described}"),
         "<h2>Task by task</h2>",
-        page.figure(plots.ap_over_tasks(runs, METRIC), f"{name}-tasks", f"Average precision by task. {described}"),
+        page.figure(plots.ap_over_tasks(runs, _metric(runs)), f"{name}-tasks", f"{words} by task. {described}"),
         "<h2>What is left of each task</h2>",
         "<p>Each row is a moment: after learning that many tasks, how well the classes of each task are found. "
         "Reading a column downwards shows those classes being forgotten, or kept.</p>",
@@ -68,20 +66,25 @@ def _group(name: str, heading: str, runs: Sequence[Run]) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def _metric(runs: Sequence[Run]) -> str:
+    """The main metric of runs that may be compared."""
+    return runs[0].metrics[0]
+
+
 def _lead(runs: Sequence[Run]) -> str:
     """The paragraph for readers in a hurry, with what was kept in bold."""
-    text = page.loud(" ".join(narrate(runs, METRIC)), _stamps(runs))
+    text = page.loud(" ".join(narrate(runs, _metric(runs))), _stamps(runs))
     return re.sub(r"keeps \d+ %", r"<strong>\g<0></strong>", text)
 
 
 def _score_table(runs: Sequence[Run]) -> str:
     """Both AP rules, forgetting, memory and time."""
-    keys = ("old", "new", "all")
-    headers = ["run", *("old before", *keys) * 2, "forgetting", "images", "crops", "MB", "training, min"]
+    keys, metrics = ("old", "new", "all"), runs[0].metrics
+    headers = ["run", *("old before", *keys) * len(metrics), "forgetting", "images", "crops", "MB", "training, min"]
     rows = []
     for run in runs:
         scores: list[float | None] = []
-        for metric in (METRIC, OTHER_RULE):
+        for metric in metrics:
             old = run.old_before_and_now(metric)
             scores.append(None if old is None else 100 * old[0])
             scores += [percent(run, metric, key) for key in keys]
@@ -89,30 +92,31 @@ def _score_table(runs: Sequence[Run]) -> str:
         rows.append(
             [
                 _name(run),
-                *(_shown(score) for score in [*scores, percent(run, METRIC, "forgetting")]),
+                *(_shown(score) for score in [*scores, percent(run, metrics[0], "forgetting")]),
                 _shown(run.memory("images"), 0),
                 _shown(run.memory("crops"), 0),
                 _shown(None if stored is None else stored / 1e6, 2),
                 _shown(None if run.train_seconds is None else run.train_seconds / 60),
             ]
         )
-    groups = [("", 1), (metric_name(METRIC), 4), (metric_name(OTHER_RULE), 4), ("", 1), ("memory", 3), ("", 1)]
+    groups = [("", 1), *((metric_name(metric), 4) for metric in metrics), ("", 1), ("memory", 3), ("", 1)]
     caption = (
-        "Average precision in percent, averaged over classes. <em>Old before</em>: the old classes, each right after "
-        "the task that taught it; <em>old</em>, <em>new</em> and <em>all</em>: now. <em>Forgetting</em>: mean fall of "
-        f"the earlier tasks' classes from their best, in points of {metric_name(METRIC)}. – is undefined or unknown."
+        f"{measure(metrics[0])} in percent, averaged over classes. <em>Old before</em>: the old classes, each right "
+        "after the task that taught it; <em>old</em>, <em>new</em> and <em>all</em>: now. <em>Forgetting</em>: mean fall of "
+        f"the earlier tasks' classes from their best, in points of {metric_name(metrics[0])}. – is undefined or unknown."
     )
     return page.table(headers, rows, caption, groups)
 
 
 def _heatmap(name: str, run: Run) -> str:
+    metric = run.metrics[0]
     rows = "; ".join(
         f"after task {t}: " + ", ".join(_shown(None if v is None else 100 * v) for v in row)
-        for t, row in enumerate(run.matrix(METRIC), start=1)
+        for t, row in enumerate(run.matrix(metric), start=1)
     )
-    svg = plots.forgetting_heatmap(run, METRIC)
+    svg = plots.forgetting_heatmap(run, metric)
     heading = page.loud(run.title, run.stamps)
-    return page.figure(svg, name, f"Average precision of each task's classes, {run.title}: {rows}", heading)
+    return page.figure(svg, name, f"{measure(metric)} of each task's classes, {run.title}: {rows}", heading)
 
 
 def _examples(runs: Sequence[Run]) -> str:
@@ -176,7 +180,7 @@ def _stamps(runs: Sequence[Run]) -> list[str]:
 
 def _described(run: Run) -> str:
     """A run's plot in words, for those who cannot see it."""
-    scores = ", ".join(f"{key} {_shown(percent(run, METRIC, key))}" for key in ("old", "new", "all"))
+    scores = ", ".join(f"{key} {_shown(percent(run, run.metrics[0], key))}" for key in ("old", "new", "all"))
     return f"{run.title}: {scores}"
 
 

@@ -69,6 +69,8 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
 
 
 def _reading(metric: str) -> str:
+    if metric.startswith("top1"):
+        return f"The numbers are {metric_name(metric)} accuracy in percent: 100 means that every image is recognised."
     return (
         f"The numbers are {metric_name(metric)}, the average precision in percent: 100 means that every object was "
         "found, in its place, and nothing else was."

@@ -16,6 +16,7 @@ from incdet.errors import DataError
 from incdet.files import read_json
 
 SCHEMA = 1
+RULES = ("voc_area_50", "voc_11point_50")  # a detector's AP by VOC's two rules
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,12 @@ class Run:
     def train_seconds(self) -> float | None:
         seconds = [number((task.get("train") or {}).get("seconds")) for task in self.tasks]
         return sum(s for s in seconds if s is not None) if any(s is not None for s in seconds) else None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The main metric, and the next one where there are two readings of it."""
+        known = tuple(self.results.get("summary") or {})
+        return RULES if not known or RULES[0] in known else known[:2]
 
     def score(self, metric: str, key: str) -> float | None:
         """One number of the summary, e.g. ``score("voc_area_50", "old")``; None where it is undefined."""

@@ -14,6 +14,13 @@ from incdet.report.runs import Run
 
 # What must agree before two numbers may stand in one table.
 PROTOCOL_FIELDS = ("class_order_hash", "train", "test", "held_out", "difficult", "backend", "model")
+METRIC_NAMES = {
+    "coco": "AP50:95 (COCO)",
+    "coco_50": "AP50 (COCO)",
+    "coco_75": "AP75 (COCO)",
+    "top1": "top-1",
+    "top1_task": "top-1 within the task",
+}
 
 
 @dataclass(frozen=True)
@@ -67,23 +74,23 @@ class BenchmarkTable:
     warnings: tuple[str, ...]
 
 
-def benchmark_tables(runs: Sequence[Run], metric: str = "voc_area_50") -> list[BenchmarkTable]:
+def benchmark_tables(runs: Sequence[Run], metric: str | None = None) -> list[BenchmarkTable]:
     """One table per (split, protocol, data), one row per setting (the run's NAME, or its methods).
 
     Unfinished runs are left out, with a warning. Old, new and all are also given by VOC's other AP rule; the rest is
-    of ``metric`` alone. "Old before" is the old classes' AP right after each was learned, "first task" (``base_old``)
-    the first task's classes' AP at the end.
+    of ``metric`` alone: AP50 (area) for detectors and top-1 for classifiers, unless it is given. "Old before" is the
+    old classes' AP right after each was learned, "first task" (``base_old``) the first task's classes' AP at the end.
 
     Raises:
         DataError: no run has the metric.
     """
     known = sorted({name for run in runs for name in run.results.get("summary") or {}})
-    if metric not in known:
+    if metric is not None and metric not in known:
         raise DataError(f"--metric: expected one of {', '.join(known) or 'none'}, but {metric!r} came")
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
-    return [_table(group, members, metric) for group, members in groups.items()]
+    return [_table(group, members, metric or members[0].metrics[0]) for group, members in groups.items()]
 
 
 def protocol_differences(runs: Sequence[Run]) -> list[str]:
@@ -149,7 +156,12 @@ def metric_name(metric: str) -> str:
     if metric.startswith("voc_"):
         rule, threshold = metric.removeprefix("voc_").split("_")
         return f"AP{threshold} ({'11-point' if rule == '11point' else rule})"
-    return {"coco": "AP50:95 (COCO)", "coco_50": "AP50 (COCO)", "coco_75": "AP75 (COCO)"}.get(metric, metric)
+    return METRIC_NAMES.get(metric, metric)
+
+
+def measure(metric: str) -> str:
+    """What a metric measures, in words."""
+    return "Share of images that are classified right" if metric.startswith("top1") else "Average precision"
 
 
 def percent(run: Run, metric: str, key: str) -> float | None:
@@ -216,7 +228,9 @@ def _rules(metric: str) -> list[str]:
     """The metric and, of a VOC metric, the same threshold under the other AP rule."""
     if "area" in metric:
         return [metric, metric.replace("area", "11point")]
-    return [metric, metric.replace("11point", "area")] if "11point" in metric else [metric]
+    if "11point" in metric:
+        return [metric, metric.replace("11point", "area")]
+    return ["top1", "top1_task"] if metric == "top1" else [metric]
 
 
 def _joint(runs: list[Run], metric: str) -> float | None:

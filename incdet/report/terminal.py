@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-METRICS = {"voc_area_50": "AP50 (area)", "voc_11point_50": "AP50 (11-point)", "coco": "AP [.5:.95]"}
+METRICS = {
+    "voc_area_50": "AP50 (area)",
+    "voc_11point_50": "AP50 (11-point)",
+    "coco": "AP [.5:.95]",
+    "top1": "top-1",
+    "top1_task": "top-1 in the task",
+}
 
 
 def print_summary(results: Mapping[str, Any]) -> None:
@@ -13,6 +19,8 @@ def print_summary(results: Mapping[str, Any]) -> None:
     print(f"\n{results['name']}, {results['protocol']['split']}, {results['protocol']['protocol']}, in percent")
     print(f"{'':18}{'base':>8}{'old':>8}{'new':>8}{'all':>8}{'forgotten':>11}")
     for metric, title in METRICS.items():
+        if metric not in results["summary"]:
+            continue
         summary = results["summary"][metric]
         row = (results["matrix"][metric][0][0], *(summary[key] for key in ("old", "new", "all")))
         cells = "".join(f"{_percent(value):>8}" for value in row)

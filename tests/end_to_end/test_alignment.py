@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from incdet.cli import main
 from incdet.errors import IncdetError
 from incdet.evaluation.results import read_task_result
-from incdet.report.alignment import METRIC, alignment_table, read_study
+from incdet.report.alignment import alignment_table, read_study
 
 
 def readings(study) -> dict[tuple[str, str], dict]:
@@ -79,12 +79,13 @@ def test_a_damaged_study_says_what_to_do(tmp_path, damage):
 
 def test_the_table_averages_over_studies(tmp_path):
     def study(old: float) -> dict:
-        groups = {METRIC: {"old": old, "new": 0.5, "seen": None}}
+        groups = {"voc_area_50": {"old": old, "new": 0.5, "seen": None}}
         row = {
             "aligner": "ridge",
             "gate": "oracle",
             "stamps": ["oracle"],
             "groups": groups,
+            "ap": {"voc_area_50": {}},
             "moved": 10,
             "seconds": 1.0,
         }

@@ -1,11 +1,12 @@
-"""Distillation through a frozen head, by hand."""
+"""Distillation through frozen heads, by hand."""
 
 import math
 
 import pytest
 import torch
 
-from incdet.losses.frozen_head import decoded_classification
+from incdet.losses.bridge import bridged_targets
+from incdet.losses.frozen_head import decoded_classification, mixed_log_probabilities
 
 
 def test_the_divergence_by_hand():
@@ -33,3 +34,21 @@ def test_no_regions_cost_nothing():
     loss = decoded_classification(decoded, torch.zeros(0, 3))
     loss.backward()
     assert loss.item() == 0
+
+
+def test_two_teachers_are_mixed_by_hand():
+    old = torch.tensor([[0.6, 0.4], [0.6, 0.4]]).log()  # one old class, background
+    interim = torch.tensor([[0.7, 0.3], [0.7, 0.3]]).log()  # one new class, background
+    mixed = mixed_log_probabilities(old, interim, torch.tensor([False, True])).exp()
+    torch.testing.assert_close(mixed, torch.tensor([[0.6, 0.28, 0.12], [0.18, 0.7, 0.12]]))
+
+
+def test_the_mixture_is_bpfs_and_finite_where_that_is_zero():
+    generator = torch.Generator().manual_seed(0)
+    old, interim = torch.randn(8, 4, generator=generator), torch.randn(8, 3, generator=generator)
+    is_new = torch.arange(8) % 2 == 0
+    torch.testing.assert_close(
+        mixed_log_probabilities(old, interim, is_new).exp(), bridged_targets(old, interim, is_new)
+    )
+    assert bridged_targets(200 * old, interim, is_new).eq(0).any()
+    assert mixed_log_probabilities(200 * old, interim, is_new).isfinite().all()

@@ -1,11 +1,14 @@
 """Distillation through the old predictor: who is taught by it and who is not."""
 
+from functools import partial
+
 import pytest
 import torch
-from tiny import SECOND, random_batch, tiny_config, tiny_detector
+from tiny import SECOND, World, random_batch, tiny_config, tiny_detector
 from torch import nn
 
 from incdet.engine.learner import Learner, freeze_copy
+from incdet.methods.base import Pass, Step
 from incdet.methods.frozen_head_distill import FrozenHeadDistill
 
 LOSSES = ("loss_frozen_head_cls", "loss_frozen_head_box")
@@ -49,6 +52,35 @@ def test_features_that_moved_are_taught_and_the_predictor_is_not(learner):
     assert all(p.grad is None or not p.grad.any() for p in learner.student.parameters() if id(p) in predictor)
     assert any(p.grad is not None and p.grad.any() for p in learner.student.box_head.parameters())
     assert all(p.grad is None for p in learner.teacher.parameters())
+
+
+def test_without_an_interim_teacher_regions_on_new_objects_are_free(learner):
+    (method,) = learner.methods
+    images = learner.student.image_pass(random_batch(2, SECOND.num_seen))
+    regions = learner.student.region_pass(images)
+    features = regions.features.detach().requires_grad_()
+    regions.features = features + 1.0
+    student = Pass(learner.student, lambda: images, lambda: regions)
+    look = partial(learner._look, student)
+    losses = method.losses(Step(SECOND, random_batch(2, SECOND.num_seen), student, look(learner.teacher), look))
+    sum(losses.values()).backward()
+    pulled = features.grad.abs().amax(dim=1) > 0
+    is_new = (regions.labels >= SECOND.num_old) & (regions.labels < SECOND.num_seen)
+    assert is_new.any()
+    assert torch.equal(pulled, ~is_new)
+
+
+def test_the_interim_teacher_takes_the_regions_on_new_objects(tmp_path):
+    cfg = tiny_config("fpn", "METHOD.FROZEN_HEAD_DISTILL.INTERIM", True, "SOLVER.MAX_ITER", 2)
+    world = World(tmp_path, cfg)
+    method = FrozenHeadDistill(cfg.METHOD.FROZEN_HEAD_DISTILL)
+    learner, view = world.begin_second([method])
+    assert (tmp_path / "task_2" / "interim" / "model.safetensors").exists()
+    assert method._interim.num_classes == SECOND.num_new
+    losses = learner(world.batch(view))
+    sum(losses[name] for name in LOSSES).backward()
+    assert all(p.grad is None for p in method._interim.parameters())
+    assert all(torch.isfinite(losses[name]) and losses[name] > 0 for name in LOSSES)
 
 
 def test_the_weight_scales_both_terms(learner):

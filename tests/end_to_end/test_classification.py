@@ -1,0 +1,76 @@
+"""A classifier learns digits in two tasks by the same command, is resumed, aligned, and reported on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from comparison import differences
+
+from incdet.cli import main
+from incdet.data.digits import bundled_digits, write_digits
+from incdet.engine import loop
+from incdet.evaluation.results import read_run_results
+from incdet.files import read_json
+
+CONFIGS = Path(__file__).parents[2] / "configs/classification/digits/5+5"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_digits(bundled_digits(), root / "digits")
+    return root
+
+
+@pytest.fixture
+def learn(data, tmp_path):
+    def run(config: str, folder: str, *flags: str, iterations: int = 60, expect: int = 0) -> Path:
+        keys = ["DATASETS.ROOT", str(data), "OUTPUT_DIR", str(tmp_path / folder), "FIRST_TASK_CACHE", ""]
+        keys += ["SOLVER.MAX_ITER", str(iterations), "SOLVER.CHECKPOINT_PERIOD", "10", "METHOD.ELI.ITERATIONS", "5"]
+        assert main(["train", "--config-file", str(CONFIGS / f"{config}.yaml"), *flags, *keys]) == expect
+        return tmp_path / folder
+
+    return run
+
+
+def top1(folder: Path, metric: str = "top1") -> dict:
+    return read_run_results(folder / "results.json")["summary"][metric]
+
+
+def test_forgetting_its_bound_and_a_remedy(learn):
+    finetune, replay, joint = (learn(name, name) for name in ("finetune", "replay", "joint"))
+    assert top1(finetune)["old"] < 0.1
+    assert top1(finetune)["new"] > 0.8
+    assert top1(finetune)["old"] < top1(replay)["old"] < top1(joint)["old"]
+    assert top1(joint)["all"] > 0.85
+    text = (finetune / "report.html").read_text()
+    assert "top-1" in text
+    assert "Average precision" not in text
+
+
+def test_killed_and_resumed_to_the_bit(learn, monkeypatch):
+    whole = learn("eli_multi_head", "whole", iterations=30)
+    calls = iter(range(1000))
+
+    def check(losses, number):
+        if next(calls) == 45:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "check_losses", check)
+        folder = learn("eli_multi_head", "run", iterations=30, expect=130)
+    assert torch.load(folder / "task_2" / "state.pt", weights_only=True)["iteration"] == 10
+    learn("eli_multi_head", "run", "--resume", iterations=30)
+    assert differences(whole, folder) == []
+
+
+def test_one_head_per_task_is_aligned_by_reading_each_where_its_task_left_it(learn):
+    plain = learn("finetune_multi_head", "plain")
+    assert set(read_run_results(plain / "results.json")["summary"]) == {"top1_task"}
+    assert main(["alignment", str(plain), "--presets", "classification_linear"]) == 0
+    study = read_json(plain / "task_2" / "alignment.json", "a study")
+    old = {row["aligner"]: row["groups"]["top1_task"]["old"] for row in study["readings"]}
+    new = {row["groups"]["top1_task"]["new"] for row in study["readings"]}
+    assert {row["gate"] for row in study["readings"]} == {"", "head"}
+    assert old["ridge"] > old[""]
+    assert len(new) == 1
