@@ -186,6 +186,7 @@ class Iod(Replay):
             store.save(path)
 
     def state_dict(self) -> dict[str, Any]:
+        # Of several processes the first one's is kept: resumed, all go on from its store.
         return {"steps": self._steps, "store": self._store.state_dict(), "newest": self._newest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
