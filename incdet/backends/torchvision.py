@@ -191,7 +191,7 @@ class TorchvisionDetector(FasterRCNN, Detector):
     def predictor(self, features: Tensor) -> tuple[Tensor, Tensor]:
         logits, deltas = self.roi_heads.box_predictor(features)
         logits, deltas = logits.float(), deltas.float()
-        deltas = deltas.view(len(deltas), -1, 4)
+        deltas = deltas.unflatten(1, (-1, 4))
         return _background_last(logits), deltas if self.class_agnostic else deltas[:, 1:]
 
     def sample_regions(self, proposals: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], dict[str, Tensor]]:

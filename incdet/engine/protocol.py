@@ -113,7 +113,9 @@ def first_task_key(cfg: CfgNode, view: TaskView, world_size: int) -> str:
         "backend": cfg.BACKEND,
         "seed": cfg.SEED,
         "processes": world_size,
-        "model": cfg.MODEL,
+        "model": {
+            key: value for key, value in cfg.MODEL.items() if key != "CLASSIFIER" or cfg.TASK == "classification"
+        },
         "weights": _file_hash(cfg.MODEL.WEIGHTS),
         "input": cfg.INPUT,
         "grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,

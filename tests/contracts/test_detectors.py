@@ -216,3 +216,9 @@ def test_the_box_head_is_what_makes_region_features(detector):
     assert parts
     assert parts <= reached | {id(p) for p in detector.parameters() if not p.requires_grad}
     assert id(detector.classifier.weight) not in parts
+
+
+def test_no_region_at_all_has_no_logits(detector):
+    logits, deltas = detector.predictor(torch.zeros(0, detector.classifier.in_features))
+    assert logits.shape == (0, 3)
+    assert deltas.shape == (0, 1 if detector.class_agnostic else 2, 4)
