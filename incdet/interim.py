@@ -25,7 +25,7 @@ def train_interim(student: Any, view: TaskView, train: Callable[..., None], iter
         student: the detector that is about to learn the task; left as it is.
         view: what the task may see, before any method added to it.
         train: ``TaskContext.train``.
-        iterations: of the stage; None = the task's own.
+        iterations: of the stage; None = the task's own. All else of the schedule is the task's.
 
     Returns:
         A detector of the new classes, labelled from 0, in eval mode and without gradients.
