@@ -121,6 +121,23 @@ def parse_split(text: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def proxy_split(split: str) -> str:
+    """The split of the first task's own classes that resembles ``split``: as many tasks, in the same ratio (ours).
+
+    Every later task has its share, rounded, and at least one class; the first task has the rest.
+
+    Raises SplitError where no classes are left for the first task, or ``split`` has one task.
+    """
+    first, *later = sizes = parse_split(split)
+    shares = [max(1, round(size * first / sum(sizes))) for size in later]
+    if not later or sum(shares) >= first:
+        raise SplitError(
+            f"the first task of '{split}' teaches {first} classes, which cannot be taught in {len(sizes)} tasks of the "
+            "same ratio. Give sizes that sum to them with TASKS.PROXY (or --split)"
+        )
+    return _written((first - sum(shares), *shares))
+
+
 def order_classes(classes: Sequence[str], order: str, listed: Sequence[str] = ()) -> tuple[str, ...]:
     """The classes in the order they are taught.
 
@@ -182,5 +199,10 @@ def _fitting_split(sizes: Sequence[int], total: int) -> str:
     kept = [size for size, end in zip(sizes, accumulate(sizes), strict=True) if end < total]
     if not kept and total > 1:
         kept = [total - total // 2]
-    runs = [(size, len(list(run))) for size, run in groupby([*kept, total - sum(kept)])]
+    return _written([*kept, total - sum(kept)])
+
+
+def _written(sizes: Sequence[int]) -> str:
+    """The split that ``parse_split`` reads as these sizes."""
+    runs = [(size, len(list(run))) for size, run in groupby(sizes)]
     return "+".join(f"{size}x{steps}" if steps > 2 else "+".join([str(size)] * steps) for size, steps in runs)

@@ -229,7 +229,7 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
     classifier = Classifier(
         body,
         head,
-        _heads(cfg.TASKS.SPLIT, num_classes) if node.MULTI_HEAD else [num_classes],
+        _heads(cfg.TASKS.PROXY or cfg.TASKS.SPLIT, num_classes) if node.MULTI_HEAD else [num_classes],
         node.MULTI_HEAD,
         cfg.INPUT.MIN_SIZE_TRAIN,
         cfg.INPUT.MIN_SIZE_TEST,

@@ -143,7 +143,8 @@ def configure(stored: CfgNode, arguments: argparse.Namespace) -> CfgNode:
 
 def _task_keys(new: NewData) -> list[object]:
     split = f"{new.num_old}+{len(new.classes) - new.num_old}"
-    return ["TASKS.SPLIT", split, "TASKS.ORDER", "listed", "TASKS.LISTED", new.classes, "TASKS.PROTOCOL", "class_split"]
+    order = ["TASKS.ORDER", "listed", "TASKS.LISTED", new.classes]
+    return ["TASKS.SPLIT", split, "TASKS.PROXY", "", *order, "TASKS.PROTOCOL", "class_split"]
 
 
 def _test_keys(

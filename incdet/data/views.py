@@ -11,8 +11,8 @@ unused, so that they are taught neither as objects nor as background. Crowd obje
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,9 +27,11 @@ __all__ = [
     "TrainImage",
     "assign_images",
     "dataset_stream",
+    "first_task_alone",
     "full_view",
     "hold_out",
     "loco_order",
+    "only_classes",
     "task_view",
 ]
 
@@ -113,6 +115,41 @@ def hold_out(dataset: DetectionDataset, fraction: float, seed: int) -> tuple[Det
             "Set DATASETS.HELD_OUT nearer to 0.5, or use more images"
         )
     return _part(dataset, ~held, "train"), _part(dataset, held, "held_out")
+
+
+def first_task_alone(
+    dataset: DetectionDataset,
+    stream: TaskStream,
+    protocol: str = "class_split",
+    difficult: str = "keep",
+    seed: int = 0,
+) -> DetectionDataset:
+    """The first task as a data set: its images, and no label but those of its classes, which keep the stream's order.
+
+    Taught in tasks of its own it is a proxy of the stream, in which a recipe is chosen before anything else is seen.
+    """
+    images = assign_images(dataset, stream, protocol, difficult, seed)[0]
+    part = DetectionDataset(f"{dataset.name}/task_1", dataset.classes, tuple(dataset.images[index] for index in images))
+    return only_classes(part, stream[0].new)
+
+
+def only_classes(dataset: DetectionDataset, classes: Sequence[str]) -> DetectionDataset:
+    """The same images with the objects of some classes alone; a label becomes a position in ``classes``."""
+    label_of = {dataset.classes.index(name): label for label, name in enumerate(classes)}
+    images = tuple(_with_labels(record, label_of) for record in dataset.images)
+    return replace(dataset, classes=tuple(classes), images=images)
+
+
+def _with_labels(record: ImageRecord, label_of: Mapping[int, int]) -> ImageRecord:
+    keep = np.isin(record.labels, list(label_of))
+    return replace(
+        record,
+        boxes=record.boxes[keep],
+        labels=np.array([label_of[label] for label in record.labels[keep].tolist()], dtype=np.int64),
+        difficult=record.difficult[keep],
+        crowd=record.crowd[keep],
+        unlabelled=frozenset(label_of[label] for label in record.unlabelled if label in label_of),
+    )
 
 
 def _view(

@@ -17,8 +17,8 @@ import incdet
 from incdet.data.catalog import load_dataset
 from incdet.data.protocols import dataset_stream
 from incdet.data.records import DetectionDataset
-from incdet.data.views import TaskView, hold_out, task_view
-from incdet.errors import DataError
+from incdet.data.views import TaskView, first_task_alone, hold_out, task_view
+from incdet.errors import ConfigError, DataError
 from incdet.evaluation.classification import accuracies
 from incdet.evaluation.predictions import Predictions
 from incdet.tasks import TaskSpec, TaskStream
@@ -40,11 +40,14 @@ class Problem:
         """Read the data that ``cfg`` names.
 
         Raises:
+            ConfigError: a proxy is to be tested on the test images.
             DataError: the data cannot be used, or training and test classes differ.
             SplitError: the split does not fit the classes.
         """
         classes = tuple(cfg.DATASETS.CLASSES) or None
         train = load_dataset(",".join(cfg.DATASETS.TRAIN), cfg.DATASETS.ROOT, classes)
+        if cfg.TASKS.PROXY:
+            train = _first_task_alone(cfg, train)
         if cfg.DATASETS.HELD_OUT > 0:
             train, test = hold_out(train, cfg.DATASETS.HELD_OUT, HELD_OUT_SEED)
         else:
@@ -54,8 +57,7 @@ class Problem:
                 f"DATASETS.TRAIN and DATASETS.TEST list different classes; only one has: "
                 f"{', '.join(sorted(set(train.classes) ^ set(test.classes)))}."
             )
-        tasks = cfg.TASKS
-        return cls(cfg, train, test, dataset_stream(train, tasks.SPLIT, tasks.ORDER, tasks.LISTED, tasks.PROTOCOL))
+        return cls(cfg, train, test, _proxy_stream(cfg, train) if cfg.TASKS.PROXY else _stream(cfg, train))
 
     def view(self, task: TaskSpec) -> TaskView:
         """What the task may see."""
@@ -77,6 +79,7 @@ class Problem:
         cfg, stream = self.cfg, self.stream
         return {
             "split": stream.split,
+            "proxy_of": cfg.TASKS.SPLIT if cfg.TASKS.PROXY else None,
             "protocol": cfg.TASKS.PROTOCOL,
             "classes": list(stream.classes),
             "class_order": stream.order,
@@ -94,6 +97,25 @@ class Problem:
             "version": incdet.__version__,
             "stamps": list(cfg.STAMPS),
         }
+
+
+def _stream(cfg: CfgNode, train: DetectionDataset) -> TaskStream:
+    tasks = cfg.TASKS
+    return dataset_stream(train, tasks.SPLIT, tasks.ORDER, tasks.LISTED, tasks.PROTOCOL)
+
+
+def _proxy_stream(cfg: CfgNode, train: DetectionDataset) -> TaskStream:
+    return dataset_stream(train, cfg.TASKS.PROXY, "listed", train.classes, cfg.TASKS.PROTOCOL)
+
+
+def _first_task_alone(cfg: CfgNode, train: DetectionDataset) -> DetectionDataset:
+    """The part of ``train`` that a proxy is made of."""
+    if cfg.DATASETS.HELD_OUT <= 0:
+        raise ConfigError(
+            f"TASKS.PROXY {cfg.TASKS.PROXY} is for choosing a recipe, and the test images are to play no part in that: "
+            "set DATASETS.HELD_OUT to a share of the first task's images, e.g. 0.2."
+        )
+    return first_task_alone(train, _stream(cfg, train), cfg.TASKS.PROTOCOL, cfg.DATASETS.DIFFICULT, cfg.SEED)
 
 
 def model_name(cfg: CfgNode) -> str:

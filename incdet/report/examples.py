@@ -15,6 +15,7 @@ from tqdm import tqdm
 from incdet.data.catalog import load_dataset
 from incdet.data.images import read_image
 from incdet.data.records import DetectionDataset, ImageRecord
+from incdet.data.views import only_classes
 from incdet.errors import DataError
 from incdet.evaluation.predictions import Predictions, read_predictions
 from incdet.report.draw import Colour, class_colours, draw_boxes
@@ -97,7 +98,12 @@ def _test_data(run: Run) -> DetectionDataset:
     which = "TRAIN" if run.protocol.get("held_out") else "TEST"
     if not isinstance(data, dict) or not data.get(which):
         raise DataError(f"{run.folder / 'config.yaml'} names no DATASETS.{which}, so the test images cannot be found")
-    return load_dataset(str(data[which]), str(data.get("ROOT") or "datasets"), run.classes)
+    names, root = data[which], str(data.get("ROOT") or "datasets")
+    name = names if isinstance(names, str) else ",".join(names)
+    if run.protocol.get("proxy_of"):
+        # The source lists classes that the proxy does not know, and readers refuse an object of an unknown class.
+        return only_classes(load_dataset(name, root, data.get("CLASSES")), run.classes)
+    return load_dataset(name, root, run.classes)
 
 
 def _truth_title(run: Run) -> str:

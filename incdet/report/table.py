@@ -13,7 +13,7 @@ from incdet.errors import DataError
 from incdet.report.runs import Run
 
 # What must agree before two numbers may stand in one table.
-PROTOCOL_FIELDS = ("class_order_hash", "train", "test", "held_out", "difficult", "backend", "model")
+PROTOCOL_FIELDS = ("class_order_hash", "train", "test", "held_out", "proxy_of", "difficult", "backend", "model")
 METRIC_NAMES = {
     "coco": "AP50:95 (COCO)",
     "coco_50": "AP50 (COCO)",

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from incdet.errors import SplitError
-from incdet.tasks import TaskSpec, build_stream, class_order_hash, order_classes, parse_split
+from incdet.tasks import TaskSpec, build_stream, class_order_hash, order_classes, parse_split, proxy_split
 
 
 @pytest.mark.parametrize(
@@ -145,3 +145,27 @@ def test_labels_of_a_task_are_positions_in_the_stream():
         assert (task.num_old, task.num_new, task.num_seen) == (len(task.old), len(task.new), len(task.seen))
     assert stream[1].new_labels == range(2, 3)
     assert list(stream[0].old_labels) == []
+
+
+@pytest.mark.parametrize(
+    ("split", "proxy"),
+    [
+        ("10+10", "5+5"),
+        ("15+5", "11+4"),
+        ("19+1", "18+1"),
+        ("10+5+5", "6+2+2"),
+        ("5+5+5+5", "2+1x3"),
+        ("15+1x5", "10+1x5"),
+        ("40+40", "20+20"),
+    ],
+)
+def test_a_proxy_has_the_first_tasks_classes_in_the_ratio_of_the_split(split, proxy):
+    assert proxy_split(split) == proxy
+    assert sum(parse_split(proxy)) == parse_split(split)[0]
+    assert len(parse_split(proxy)) == len(parse_split(split))
+
+
+@pytest.mark.parametrize("split", ["20", "1+19", "3+1x5", "2+18"])
+def test_a_first_task_too_small_for_a_proxy_is_refused(split):
+    with pytest.raises(SplitError, match=r"first task of .* --split"):
+        proxy_split(split)

@@ -1,5 +1,6 @@
 """What a task may see, and what it must never see."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from lettered import CLASSES, STREAM, make_dataset, random_dataset
 
 from incdet.data.protocols import PROTOCOLS, ObjectTable
-from incdet.data.views import assign_images, full_view, hold_out, loco_order, task_view
+from incdet.data.records import DetectionDataset
+from incdet.data.views import assign_images, first_task_alone, full_view, hold_out, loco_order, only_classes, task_view
 from incdet.errors import DataError
 from incdet.tasks import build_stream
 
@@ -136,6 +138,34 @@ def test_a_fraction_that_is_none_is_refused(fraction):
 def test_a_fraction_that_leaves_nothing_is_refused(fraction):
     with pytest.raises(DataError, match="leaves one part empty"):
         hold_out(make_dataset("a", "b"), fraction, 0)
+
+
+def test_the_first_task_alone_has_its_images_and_only_its_labels():
+    alone = first_task_alone(make_dataset("acb", "d", "cda?", "c"), STREAM)
+    assert (alone.name, alone.classes) == ("tiny/task_1", ("a", "b"))
+    assert [image.image_id for image in alone.images] == ["im0", "im2"]
+    assert [image.labels.tolist() for image in alone.images] == [[0, 1], [0]]
+    assert [image.difficult.tolist() for image in alone.images] == [[False, False], [True]]
+    np.testing.assert_array_equal(alone.images[0].boxes, [[0, 0, 8, 8], [20, 0, 28, 8]])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("difficult", ["keep", "drop", "ignore"])
+def test_nothing_of_a_later_task_is_in_the_first_task_alone(protocol, difficult):
+    dataset = random_dataset()
+    view = task_view(dataset, STREAM, FIRST, protocol, difficult)
+    alone = first_task_alone(dataset, STREAM, protocol, difficult)
+    assert [image.image_id for image in alone.images] == [image.record.image_id for image in view.images]
+    truth = {image.image_id: [CLASSES[label] for label in image.labels] for image in dataset.images}
+    for image in alone.images:
+        assert [alone.classes[label] for label in image.labels] == [c for c in truth[image.image_id] if c in FIRST.new]
+        assert len(image.boxes) == len(image.labels) == len(image.difficult) == len(image.crowd)
+
+
+def test_classes_that_nobody_marked_follow_the_labels():
+    image = replace(make_dataset("ab").images[0], unlabelled=frozenset({CLASSES.index("c"), CLASSES.index("d")}))
+    [kept] = only_classes(DetectionDataset("one", CLASSES, (image,)), ("c", "a")).images
+    assert (kept.labels.tolist(), kept.unlabelled) == ([1], {0})
 
 
 @pytest.mark.shared_data

@@ -3,7 +3,7 @@ import pytest
 from incdet.config import get_cfg
 from incdet.data.shapes import write_shapes
 from incdet.engine.protocol import Problem, first_task_key
-from incdet.errors import DataError
+from incdet.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,7 @@ def test_what_does_not_touch_the_first_task_keeps_its_key(root, overrides):
         ("TASKS.ORDER", "seed:3"),
         ("TASKS.PROTOCOL", "image_split"),
         ("DATASETS.HELD_OUT", "0.25"),
+        ("TASKS.PROXY", "5+5", "DATASETS.HELD_OUT", "0.25"),
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -104,3 +105,40 @@ def test_held_out_images_are_training_images(root):
     assert {image.image_id for image in (*part.train.images, *part.test.images)} == ids
     assert len(part.test) == 6
     assert part.block({"images": 0, "bytes": 0})["held_out"] is True
+
+
+@pytest.mark.parametrize("protocol", ["class_split", "image_split", "loco"])
+def test_a_proxy_is_made_of_the_first_task_alone(root, protocol):
+    whole = Problem.load(config(root, "TASKS.PROTOCOL", protocol))
+    first = whole.stream[0]
+    of_first_task = {image.record.image_id: image for image in whole.view(first).images}
+    proxy = Problem.load(
+        config(
+            root, "TASKS.PROTOCOL", protocol, "TASKS.PROXY", "6+4", "DATASETS.HELD_OUT", "0.25", "DATASETS.TEST", "none"
+        )
+    )
+    assert [task.num_new for task in proxy.stream] == [6, 4]
+    assert sorted(proxy.stream.classes) == sorted(first.new)
+    assert {image.image_id for image in (*proxy.train.images, *proxy.test.images)} == of_first_task.keys()
+    for part in (proxy.train, proxy.test):
+        assert set(part.classes) == set(first.new)
+        for image in part.images:
+            seen = sorted(part.classes[label] for label in image.labels)
+            assert seen == sorted(whole.stream.classes[label] for label in of_first_task[image.image_id].labels)
+    for task in proxy.stream:
+        shown = proxy.view(task).images
+        assert {image.record.image_id for image in shown} <= {image.image_id for image in proxy.train.images}
+        assert {label for image in shown for label in image.labels.tolist()} <= set(task.new_labels)
+
+
+def test_a_proxy_says_what_it_stands_for(root):
+    block = Problem.load(config(root, "TASKS.PROXY", "5+5", "DATASETS.HELD_OUT", "0.25")).block({"images": 0})
+    assert (block["split"], block["proxy_of"], block["held_out"]) == ("5+5", "10+10", True)
+    assert block["test"]["name"] == "shapes_train/task_1/held_out"
+    assert len(block["classes"]) == 10
+    assert Problem.load(config(root)).block({"images": 0})["proxy_of"] is None
+
+
+def test_a_proxy_is_never_tested_on_the_test_images(root):
+    with pytest.raises(ConfigError, match=r"TASKS\.PROXY 5\+5.*DATASETS\.HELD_OUT"):
+        Problem.load(config(root, "TASKS.PROXY", "5+5"))

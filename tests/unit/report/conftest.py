@@ -90,7 +90,8 @@ def write_run(
         task_folder.mkdir(parents=True)
         (task_folder / "result.json").write_text(json.dumps(result))
     text = f"NAME: '{name}'\nMETHODS: {list(methods)}\nSEED: {seed}\n"
-    (folder / "config.yaml").write_text(f"{text}DATASETS:\n  ROOT: {root}\n  TEST: shapes_test\n  TRAIN: shapes_test\n")
+    text += f"DATASETS:\n  ROOT: {root}\n  TEST: [shapes_test]\n  TRAIN: [shapes_test]\n"
+    (folder / "config.yaml").write_text(text)
     rows = [
         {"task": t, "iteration": i, "loss": 2.0 * 0.99**i / t + 0.1, "loss_cls": 0.1}
         for t in range(1, len(tasks) + 1)
