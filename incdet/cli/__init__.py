@@ -18,6 +18,7 @@ COMMANDS = {
     "add-classes": ("incdet.cli.add_classes", "Teach a trained model new classes from a folder of new labels."),
     "predict": ("incdet.cli.predict", "Detect objects in images; writes drawn images and a JSON file."),
     "benchmark": ("incdet.cli.benchmark", "Run many configurations with many seeds and keep one table of them."),
+    "sweep": ("incdet.cli.sweep", "Search a method's values on a held-out part of the first task alone."),
     "alignment": ("incdet.cli.alignment", "Measure what aligning features is worth to finished runs."),
     "eli-toy": ("incdet.cli.eli_toy", "Repeat ELI's experiment with two tasks of digits, every aligner beside it."),
     "evaluate": ("incdet.evaluation.cli", "Score a COCO results file of any detector against VOC or COCO annotations."),

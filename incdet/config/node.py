@@ -271,7 +271,7 @@ def _read_with_bases(
     if path.resolve() in [link.resolve() for link in chain]:
         shown = " -> ".join(map(str, (*chain, path)))
         raise ConfigError(f"The {BASE_KEY} of these files form a cycle: {shown}. Remove one {BASE_KEY}.")
-    mapping = _read_yaml(path, chain)
+    mapping = read_yaml(path, chain)
     bases = mapping.pop(BASE_KEY, [])
     if isinstance(bases, str):
         bases = [bases]
@@ -287,7 +287,12 @@ def _read_with_bases(
     yield path, mapping
 
 
-def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+def read_yaml(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file; ``chain`` are the files whose `_BASE_` led to it.
+
+    Raises:
+        ConfigError: the file is missing, unsafe, not YAML or not a mapping.
+    """
     named_by = f", named as {BASE_KEY} in {chain[-1]}," if chain else ""
     try:
         mapping = yaml.load(path.read_text(encoding="utf-8"), Loader=_SafeLoader)  # noqa: S506  it is a SafeLoader

@@ -141,6 +141,33 @@ def loss_curve(runs: Sequence[Run], rows: Sequence[Sequence[dict[str, Any]]], fm
         return _render(figure, fmt)
 
 
+def sweep_curve(scores: Mapping[int, float | None], label: str, fmt: Format = "png") -> bytes:
+    """The score of each trial of a sweep, and the best so far; None is a trial that diverged.
+
+    Args:
+        scores: by the trial's number, in 0..1.
+        label: of the scores.
+        fmt: of the picture.
+    """
+    known = {number: 100 * score for number, score in scores.items() if score is not None}
+    diverged = [number for number, score in scores.items() if score is None]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.scatter(list(known), list(known.values()), color=OKABE_ITO[0], s=28, label="trial", zorder=3)
+        best = np.maximum.accumulate(list(known.values()))
+        axes.step(list(known), best, where="post", color=OKABE_ITO[1], lw=1.8, label="best so far")
+        if diverged:
+            floor = axes.get_xaxis_transform()  # without a score there is no height
+            axes.scatter(diverged, [0.03] * len(diverged), color=INK, marker="x", transform=floor, label="diverged")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("trial")
+        axes.set_ylabel(f"{label}, %")
+        _plain(axes, grid="y")
+        figure.legend(loc="outside upper left", ncols=3, frameon=False)
+        return _render(figure, fmt)
+
+
 def score_histograms(scores: Mapping[str, Sequence[float]], fmt: Format = "svg") -> bytes:
     """How often each score of an energy network occurs: ``edges`` and, per kind of latent, the counts between them."""
     labels = {"old": "previous model", "new": "this model", "walked": "this model, aligned"}

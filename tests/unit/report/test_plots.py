@@ -79,3 +79,10 @@ def test_global_style_is_left_alone(runs):
     before = dict(mpl.rcParams)
     list(all_plots(runs, "svg"))
     assert dict(mpl.rcParams) == before
+
+
+def test_a_sweep_shows_its_trials_and_says_which_diverged():
+    written = texts(plots.sweep_curve({0: 0.2, 1: None, 2: 0.4}, "all AP50", fmt="svg"))
+    assert {"trial", "best so far", "diverged", "all AP50, %"} <= set(written)
+    assert "diverged" not in texts(plots.sweep_curve({0: 0.2, 1: 0.1}, "all AP50", fmt="svg"))
+    assert plots.sweep_curve({0: None}, "all AP50").startswith(b"\x89PNG")
