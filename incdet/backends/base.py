@@ -121,6 +121,10 @@ class Detector(nn.Module, ABC):
         """The library's own losses under the names in ``BASE_LOSSES``, except those in ``skip``."""
 
     @abstractmethod
+    def region_losses(self, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
+        """The second stage's part of ``losses``, of regions that need not come from an image."""
+
+    @abstractmethod
     def predictor(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Region features (R, D) to logits (R, K + 1), background last, and deltas (R, K, 4) or (R, 1, 4)."""
 

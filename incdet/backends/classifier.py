@@ -187,6 +187,9 @@ class Classifier(Detector):
     # ------------------------------------------------------------------ losses and prediction
 
     def losses(self, images: ImageOutputs, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
+        return self.region_losses(regions, skip)
+
+    def region_losses(self, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
         """Cross-entropy over the classes that compete with an image's own."""
         if regions.labels is None:
             raise ValueError("losses need images that came with targets")

@@ -221,7 +221,6 @@ class TorchvisionDetector(FasterRCNN, Detector):
         return rpn_losses(images, self.box_losses[0], skip) | self.region_losses(regions, skip)
 
     def region_losses(self, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
-        """The second stage's part of ``losses``, of regions that need not come from an image."""
         return region_losses(regions, self.box_losses[1], skip)
 
     def detections(

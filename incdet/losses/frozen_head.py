@@ -15,16 +15,26 @@ from incdet.losses.distillation import mean_or_zero
 
 
 def decoded_classification(decoded: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || decoded), averaged over regions.
+    """KL(teacher || decoded), averaged over regions and columns as BPF averages its cross-entropy.
 
-    Its gradient is the cross-entropy's; unlike that, it is zero where the features have not moved.
+    The gradient is the cross-entropy's; unlike that, it is zero where the features have not moved.
 
     Args:
         decoded: (R, C) logits or log-probabilities on the student's features.
         teacher: (R, C) the same on the teacher's own features of the same boxes.
     """
     pair = decoded.log_softmax(dim=1), teacher.log_softmax(dim=1)
-    return mean_or_zero(F.kl_div(*pair, reduction="none", log_target=True).sum(dim=1))
+    return mean_or_zero(F.kl_div(*pair, reduction="none", log_target=True))
+
+
+def decoded_boxes(decoded: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance, averaged over regions, classes and coordinates.
+
+    Args:
+        decoded: (R, K, 4) deltas, or (R, 1, 4) where boxes are class-agnostic, on the student's features.
+        teacher: the same on the teacher's own features of the same boxes.
+    """
+    return mean_or_zero((decoded - teacher).square())
 
 
 def mixed_log_probabilities(old: Tensor, interim: Tensor, is_new: Tensor) -> Tensor:

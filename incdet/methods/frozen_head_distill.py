@@ -18,8 +18,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from incdet.interim import train_interim
-from incdet.losses.distillation import ilod_boxes
-from incdet.losses.frozen_head import decoded_classification, mixed_log_probabilities
+from incdet.losses.frozen_head import decoded_boxes, decoded_classification, mixed_log_probabilities
 from incdet.methods.base import Method, Pass, Step, TaskContext
 
 
@@ -27,7 +26,7 @@ class FrozenHeadDistill(Method):
     """Region features distilled through the frozen predictors of one teacher or two."""
 
     DEFAULTS: ClassVar = {
-        "WEIGHT": 20.0,  # alpha in the notes, which do not say what is summed and what averaged; see incdet/losses
+        "WEIGHT": 20.0,  # alpha in the notes, which do not say what is averaged. Ours: everything, as in BPF's losses
         "INTERIM": False,  # the paper's second teacher; it costs another training on the task. Ours: without
         "INTERIM_ITERATIONS": None,  # of its training; None = as many as the task's
     }
@@ -48,14 +47,14 @@ class FrozenHeadDistill(Method):
         old = self._decode(step, step.teacher)
         if self._interim is None:
             logits, deltas = ([tensor[~is_new] for tensor in pair] for pair in old)
-            classification, boxes = decoded_classification(*logits), ilod_boxes(*deltas)
+            classification, boxes = decoded_classification(*logits), decoded_boxes(*deltas)
         else:
             interim = self._decode(step, step.look(self._interim))
             mixed = [mixed_log_probabilities(*pair, is_new) for pair in zip(old[0], interim[0], strict=True)]
             classification = decoded_classification(*mixed)
             share = is_new.float().mean()
-            boxes = (1 - share) * ilod_boxes(*(deltas[~is_new] for deltas in old[1]))
-            boxes = boxes + share * ilod_boxes(*(deltas[is_new] for deltas in interim[1]))
+            boxes = (1 - share) * decoded_boxes(*(deltas[~is_new] for deltas in old[1]))
+            boxes = boxes + share * decoded_boxes(*(deltas[is_new] for deltas in interim[1]))
         return {
             "loss_frozen_head_cls": self.cfg.WEIGHT * classification,
             "loss_frozen_head_box": self.cfg.WEIGHT * boxes,

@@ -102,8 +102,9 @@ def _score_table(runs: Sequence[Run]) -> str:
     groups = [("", 1), *((metric_name(metric), 4) for metric in metrics), ("", 1), ("memory", 3), ("", 1)]
     caption = (
         f"{measure(metrics[0])} in percent, averaged over classes. <em>Old before</em>: the old classes, each right "
-        "after the task that taught it; <em>old</em>, <em>new</em> and <em>all</em>: now. <em>Forgetting</em>: mean fall of "
-        f"the earlier tasks' classes from their best, in points of {metric_name(metrics[0])}. – is undefined or unknown."
+        "after the task that taught it; <em>old</em>, <em>new</em> and <em>all</em>: now. <em>Forgetting</em>: mean "
+        "fall of the earlier tasks' classes from their best, in points of "
+        f"{metric_name(metrics[0])}. – is undefined or unknown."
     )
     return page.table(headers, rows, caption, groups)
 

@@ -240,7 +240,6 @@ class IncrementalRCNN(GeneralizedRCNN, Detector):
         return _weighted(losses, rpn.loss_weight) | self.region_losses(regions, skip)
 
     def region_losses(self, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
-        """The second stage's part of ``losses``, of regions that need not come from an image."""
         predictor = self.roi_heads.box_predictor
         losses = region_losses(regions, self.box_losses[1], skip)
         if predictor.use_sigmoid_ce and regions.labels is not None and "loss_cls" not in skip:
