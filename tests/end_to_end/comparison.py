@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 # What may differ between two lives of one run: the clock, and the checkout of incdet in use.
-FREE = ("seconds", "collect_seconds", "fit_seconds", "img_per_s", "commit")
+FREE = ("seconds", "collect_seconds", "fit_seconds", "train_seconds", "img_per_s", "commit")
 
 
 def differences(folder: Path, other: Path) -> list[str]:

@@ -73,7 +73,8 @@ def test_run_killed_at_every_moment_ends_to_the_bit(train, monkeypatch, first_ta
     settings = FEW | SETTINGS.get(name, {}) | {"FIRST_TASK_CACHE": first_tasks}
     plain = train("plain", METHODS="finetune", **settings)  # whichever test is the first trains the shared first task
     whole = train("whole", METHODS=name, **settings)
-    assert {"task_2/model.safetensors", "task_2/predictions.json"} & set(differences(plain, whole)), "nothing was done"
+    kept = {"model.safetensors", "aligner.safetensors"}  # ELI changes what reads the model, not the model
+    assert kept & {Path(file).name for file in differences(plain, whole)}, "the method did nothing"
     for interrupt in moments(name):
         with monkeypatch.context() as patch:
             interrupt(patch)
