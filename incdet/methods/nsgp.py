@@ -36,7 +36,7 @@ class Nsgp(Method):
     DEFAULTS: ClassVar = {
         "ENERGY": 0.99,  # share of the inputs' energy that may not be touched. Ours
         "IMAGES": 200,  # of the task, drawn at random, that the inputs are taken from. Ours
-        "PATCHES": 256,  # of each layer, per batch of images. Ours
+        "PATCHES": 64,  # drawn from each image's, per layer. Together more than a layer has inputs. Ours
         "FREEZE_REST": True,  # biases and norms of backbone and neck, which have no null space, stay too. Ours
     }
 
@@ -97,7 +97,7 @@ class Nsgp(Method):
         counts: dict[str, Tensor] = {}
 
         def add(name: str, layer: Layer, x: Tensor) -> None:
-            patches = input_patches(layer, x.detach().float(), self.cfg.PATCHES, generator)
+            patches = input_patches(layer, x.detach().float(), self.cfg.PATCHES * len(x), generator)
             sums[name] += patches.transpose(1, 2) @ patches
             counts[name] += patches.shape[1]
 

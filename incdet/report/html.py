@@ -55,7 +55,7 @@ def _group(name: str, heading: str, runs: Sequence[Run]) -> str:
         "<p>Each row is a moment: after learning that many tasks, how well the classes of each task are found. "
         "Reading a column downwards shows those classes being forgotten, or kept.</p>",
         '<div class="side-by-side">',
-        *(_heatmap(f"{name}-matrix{index}", run) for index, run in enumerate(runs)),
+        *(_heatmap(f"{name}-matrix{index}", run, _metric(runs)) for index, run in enumerate(runs)),
         "</div>",
         "<h2>Seen on test images</h2>",
         _examples(runs),
@@ -109,8 +109,7 @@ def _score_table(runs: Sequence[Run]) -> str:
     return page.table(headers, rows, caption, groups)
 
 
-def _heatmap(name: str, run: Run) -> str:
-    metric = run.metrics[0]
+def _heatmap(name: str, run: Run, metric: str) -> str:
     rows = "; ".join(
         f"after task {t}: " + ", ".join(_shown(None if v is None else 100 * v) for v in row)
         for t, row in enumerate(run.matrix(metric), start=1)

@@ -21,14 +21,19 @@ def narrate(runs: Sequence[Run], metric: str = "voc_area_50") -> list[str]:
 
     The runs are those of one group (split, protocol and data).
     """
-    return [_setting(runs), *(_outcome(run, metric) for run in runs), *_cautions(runs), _reading(metric)]
+    return [_setting(runs, metric), *(_outcome(run, metric) for run in runs), *_cautions(runs), _reading(metric)]
 
 
-def _setting(runs: Sequence[Run]) -> str:
+def _setting(runs: Sequence[Run], metric: str) -> str:
     sizes = [len(classes) for classes in runs[0].task_classes]
     if len(sizes) < 2:
         return f"A detector learned {_kinds(len(runs[0].classes))}."
     later = f"{sizes[1]} more" if len(sizes) == 2 else f"more in {len(sizes) - 1} steps ({_listed(sizes[1:])})"
+    if metric.startswith("top1"):
+        return (
+            f"A classifier that knew {_kinds(sizes[0])} was taught {later}, from images of the new kinds alone. Trained "
+            "on without a remedy, a classifier forgets: nothing reminds it of the old ones."
+        )
     return (
         f"A detector that could find {_kinds(sizes[0])} was taught {later}, from images in which only the new kinds "
         "are labelled. Trained on without a remedy, a detector forgets: the old objects are in those images too, "

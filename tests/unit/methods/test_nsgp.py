@@ -23,7 +23,7 @@ OPTIMIZERS = {
 
 def method(world: World, **changes) -> Nsgp:
     node = world.cfg.METHOD.NSGP.clone()
-    node.update({"PATCHES": 10**6, **changes})
+    node.update({"PATCHES": 10**5, **changes})
     return Nsgp(node)
 
 

@@ -63,3 +63,10 @@ def test_agreement_is_not_called_skill(make_run):
     sentences = narrate([run])
     assert " % of its agreement with the old detector on the old kinds" in sentences[1]
     assert "agreement with that detector and not accuracy" in sentences[2]
+
+
+def test_a_classifier_is_not_called_a_detector(make_run):
+    text = " ".join(narrate([read_run(make_run("a"))], "top1"))
+    assert text.startswith("A classifier that knew 2 kinds")
+    assert "detector" not in text
+    assert "every image is recognised" in text
