@@ -31,8 +31,8 @@ def _setting(runs: Sequence[Run], metric: str) -> str:
     later = f"{sizes[1]} more" if len(sizes) == 2 else f"more in {len(sizes) - 1} steps ({_listed(sizes[1:])})"
     if metric.startswith("top1"):
         return (
-            f"A classifier that knew {_kinds(sizes[0])} was taught {later}, from images of the new kinds alone. Trained "
-            "on without a remedy, a classifier forgets: nothing reminds it of the old ones."
+            f"A classifier that knew {_kinds(sizes[0])} was taught {later}, from images of the new kinds alone. "
+            "Trained on without a remedy, a classifier forgets: nothing reminds it of the old ones."
         )
     return (
         f"A detector that could find {_kinds(sizes[0])} was taught {later}, from images in which only the new kinds "
