@@ -3,7 +3,7 @@
 Other distillations pull the student's logits to the teacher's, and their gradients reach the student's predictor, where
 they compete with the labels. Here the features themselves are asked: a teacher's predictor, which does not train,
 decodes the student's features, and what it reads is to be what it read of its own. The student's predictor learns from
-labels alone.
+labels alone: without pseudo-labels or prototypes it forgets the old classes however well the features keep them.
 
 The paper has two teachers, the old detector and an interim one of the new classes; regions on new objects are the
 interim one's. Without it, nothing is distilled there. Neither the paper nor code of it could be had: this follows
