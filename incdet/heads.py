@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
@@ -51,9 +53,10 @@ def grow_linear(layer: nn.Linear, rows: int, at: int, std: float) -> nn.Linear:
 
 
 def keep_rows(layer: nn.Linear, rows: list[int]) -> nn.Linear:
-    """A copy of ``layer`` with only these outputs, in this order."""
-    kept = nn.Linear(layer.in_features, len(rows), device=layer.weight.device, dtype=layer.weight.dtype)
-    with torch.no_grad():
-        kept.weight.copy_(layer.weight[rows])
-        kept.bias.copy_(layer.bias[rows])
+    """A copy of ``layer``, of whatever kind, with only these outputs, in this order."""
+    kept = copy.deepcopy(layer)
+    kept.out_features = len(rows)
+    kept.weight = nn.Parameter(layer.weight.detach()[rows])
+    if layer.bias is not None:
+        kept.bias = nn.Parameter(layer.bias.detach()[rows])
     return kept

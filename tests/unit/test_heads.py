@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from incdet.heads import grow_linear
+from incdet.heads import CosineLinear, grow_cosine, grow_linear, keep_rows
 
 
 @pytest.mark.parametrize("at", [0, 2, 3])
@@ -40,3 +40,24 @@ def test_the_given_layer_is_left_alone_and_the_new_one_trains():
     assert torch.equal(layer.weight, weight)
     assert grown.weight.dtype == torch.float64
     assert bool(grown.weight.grad.any())
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(5, 4), nn.Linear(5, 4, bias=False), CosineLinear(5, 4)])
+def test_cutting_keeps_the_rows_in_their_order_and_the_kind(layer):
+    features = torch.randn(7, 5)
+    kept = keep_rows(layer, [3, 1])
+    assert type(kept) is type(layer)
+    assert kept.out_features == 2
+    assert torch.allclose(kept(features), layer(features)[:, [3, 1]], atol=1e-6)
+    kept.weight.data.zero_()
+    assert layer.weight.any()
+
+
+def test_a_cosine_head_grows_with_its_scale():
+    layer = CosineLinear(5, 2)
+    layer.scale.data.fill_(4.0)
+    features = torch.randn(7, 5)
+    grown = grow_cosine(layer, 3)
+    assert grown.out_features == 5
+    assert torch.allclose(grown(features)[:, :2], layer(features), atol=1e-6)
+    assert grown(features).abs().max() <= 4 + 1e-5
