@@ -31,7 +31,10 @@ TINY = {
     },
     "NEXT_TASKS": {"MODEL": {"BACKBONE": {"FREEZE_AT": 2, "FREEZE_NORM": True}}, "SOLVER": {"MAX_ITER": 6}},
     # A detector of eight iterations is sure of nothing: without these nothing would become a pseudo-label.
-    "METHOD": {"PSEUDO_LABEL": {"SCORE_IGNORE": 0.05, "SCORE_RPN": 0.06, "SCORE_ROI": 0.08}},
+    "METHOD": {
+        "PSEUDO_LABEL": {"SCORE_IGNORE": 0.05, "SCORE_RPN": 0.06, "SCORE_ROI": 0.08},
+        "IOD": {"FINETUNE_ITER": 4},
+    },
     "DATALOADER": {"NUM_WORKERS": 0},
     "TEST": {"IMS_PER_BATCH": 16},
     "LOG_PERIOD": 1,
