@@ -41,8 +41,8 @@ _FREE_FORMS = ("voc:<folder>:<split>", "coco:<annotations.json>:<image folder>",
 
 
 def known_names() -> tuple[str, ...]:
-    """The names that need no path."""
-    return (*_SHAPES, *_DIGITS, *_VOC, *_COCO)
+    """The sets for detection that need no path."""
+    return (*_SHAPES, *_VOC, *_COCO)
 
 
 def load_dataset(
@@ -104,13 +104,13 @@ def _require_folder(folder: Path, name: str, remedy: str) -> None:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, known_names(), n=1)
+    near = difflib.get_close_matches(name, (*known_names(), *_DIGITS), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"Unknown data set {name!r}.{hint} Known: {_describe_names()}."
 
 
 def _describe_names() -> str:
-    return ", ".join((*known_names(), *_FREE_FORMS))
+    return ", ".join((*known_names(), *_DIGITS, *_FREE_FORMS))
 
 
 def _join(name: str, parts: list[DetectionDataset], report: Report) -> DetectionDataset:
