@@ -8,7 +8,7 @@ import torch
 
 from incdet.align.baselines import MeanShift, Ridge
 from incdet.align.energy import EnergyAligner
-from incdet.align.gates import GATES, AlignerChain, Link, Oracle, find_gate, predicted_old
+from incdet.align.gates import GATES, AlignerChain, HeadwiseChain, Link, Oracle, find_gate, predicted_old
 from incdet.errors import ConfigError, MethodError
 
 FEATURES = torch.tensor(
@@ -142,3 +142,25 @@ def test_what_is_not_taken_for_a_new_class_may_be_an_old_one_missed():
 
 def test_without_a_link_nothing_moves():
     assert torch.equal(AlignerChain([])(FEATURES, predictor), FEATURES)
+
+
+def of_images(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A classifier's predictor: no boxes, so its last class is no background."""
+    return features, torch.zeros(len(features), 0, 4)
+
+
+def test_where_there_is_no_background_the_last_class_is_a_class():
+    """Rows 1 and 2 are of the third and of the fourth class, both new; with a background the fourth would be it."""
+    assert GATES["not_new"](FEATURES, of_images, shifting(), 2).tolist() == [True, False, False, True]
+    assert GATES["not_new"](FEATURES, predictor, shifting(), 2).tolist() == [True, False, True, True]
+
+
+def test_each_head_reads_the_features_as_its_own_task_left_them():
+    """Three tasks of 1, 2 and 1 classes: the second link adds 10 to all features, the first one 1."""
+    first, second = MeanShift(4), MeanShift(4)
+    first.shift.fill_(1.0)
+    second.shift.fill_(10.0)
+    chain = HeadwiseChain([Link(first, 1), Link(second, 3)])
+    expected = FEATURES + torch.tensor([11.0, 10.0, 10.0, 0.0])
+    assert torch.allclose(chain(FEATURES, of_images), expected)
+    assert torch.equal(HeadwiseChain([])(FEATURES, of_images), FEATURES)
