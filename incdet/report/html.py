@@ -80,7 +80,8 @@ def _lead(runs: Sequence[Run]) -> str:
 def _score_table(runs: Sequence[Run]) -> str:
     """Both AP rules, forgetting, memory and time."""
     keys, metrics = ("old", "new", "all"), runs[0].metrics
-    headers = ["run", *("old before", *keys) * len(metrics), "forgetting", "images", "crops", "MB", "training, min"]
+    kinds = ("images", "crops") if any(run.memory("crops") for run in runs) else ("images",)
+    headers = ["run", *("old before", *keys) * len(metrics), "forgetting", *kinds, "MB", "training, min"]
     rows = []
     for run in runs:
         scores: list[float | None] = []
@@ -93,13 +94,12 @@ def _score_table(runs: Sequence[Run]) -> str:
             [
                 _name(run),
                 *(_shown(score) for score in [*scores, percent(run, metrics[0], "forgetting")]),
-                _shown(run.memory("images"), 0),
-                _shown(run.memory("crops"), 0),
+                *(_shown(run.memory(kind), 0) for kind in kinds),
                 _shown(None if stored is None else stored / 1e6, 2),
                 _shown(None if run.train_seconds is None else run.train_seconds / 60),
             ]
         )
-    groups = [("", 1), *((metric_name(metric), 4) for metric in metrics), ("", 1), ("memory", 3), ("", 1)]
+    groups = [("", 1), *((metric_name(metric), 4) for metric in metrics), ("", 1), ("memory", len(kinds) + 1), ("", 1)]
     caption = (
         f"{measure(metrics[0])} in percent, averaged over classes. <em>Old before</em>: the old classes, each right "
         "after the task that taught it; <em>old</em>, <em>new</em> and <em>all</em>: now. <em>Forgetting</em>: mean "

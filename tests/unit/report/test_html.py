@@ -115,6 +115,7 @@ def test_stored_crops_are_counted_beside_stored_images(make_run, tmp_path):
     rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in html.split("<tr>")]
     memories = {row[at - 1]: row[at - 2] for row in rows for at, cell in enumerate(row) if cell in ("1.79", "0.15")}
     assert memories == {"517": "0", "–": "20"}  # crops, images
+    assert "crops" not in report([make_run("c")], tmp_path)
 
 
 def test_absent_images_are_said_and_do_not_stop_the_report(make_run, tmp_path):
