@@ -1,4 +1,4 @@
-"""Directions of a layer's inputs that an update must leave alone: what they are, how they grow, how they are removed.
+"""Directions of a layer's inputs that an update must leave alone: what they are, and how they are removed.
 
 A layer computes W x with W (o, d); a convolution is such a layer on flattened patches, d = C * kh * kw. An update D of
 the weights with D x = 0 for every old input x leaves all old outputs as they were. Old inputs are described by their
@@ -76,41 +76,9 @@ def basis_of(directions: Tensor) -> Tensor:
     return F.normalize(directions, dim=-1)
 
 
-def grow_basis(basis: Tensor, samples: Tensor, threshold: float) -> Tensor:
-    """GPM's rule: add what the basis lacks until it holds a share ``threshold`` of the samples' energy.
-
-    Saha et al., ICLR 2021, eq. 8 and 9: the energy is that of all samples, not of what is left of them. The released
-    code stops one direction earlier in the first task than in later ones; here the later tasks' rule holds throughout.
-
-    Args:
-        basis: (k, d) orthonormal rows; (0, d) to begin with.
-        samples: (n, d) inputs of the layer.
-        threshold: in (0, 1].
-
-    Returns:
-        (k', d) with k' >= k; its first rows are ``basis``.
-    """
-    total = samples.square().sum()
-    rest = samples - samples @ basis.T @ basis
-    energies, directions = _principal(rest)
-    held = (total - rest.square().sum()) + energies.cumsum(0) - energies  # before each direction is added
-    needed = (held < threshold * total) & (energies > _noise(torch.cat([total[None], energies])))
-    fresh = directions[needed]
-    return torch.cat([basis, fresh - fresh @ basis.T @ basis])  # once more, against rounding
-
-
 def remove(update: Tensor, basis: Tensor) -> Tensor:
     """What is left of an update (..., o, d) outside the span of a basis (..., k, d)."""
     return update - update @ basis.transpose(-1, -2) @ basis
-
-
-def _principal(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Energies (r,), descending, and directions (r, d) of samples (n, d), by the smaller of the two Gram matrices."""
-    if len(samples) >= samples.shape[1]:
-        values, vectors = torch.linalg.eigh(samples.T @ samples)
-        return values.flip(0).clamp(min=0), vectors.flip(1).T
-    values, vectors = torch.linalg.eigh(samples @ samples.T)
-    return values.flip(0).clamp(min=0), F.normalize(vectors.flip(1).T @ samples, dim=1)
 
 
 def _noise(values: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,9 +71,6 @@ def task_context(
     ) -> None:
         train_stage(detector, stage_view, task_folder / name, _with_solver(cfg, solver), fabric, methods)
 
-    def average(values: Tensor) -> Tensor:
-        return cast("Tensor", fabric.all_reduce(values, reduce_op="mean"))
-
     return TaskContext(
         cfg=cfg,
         stream=stream,
@@ -87,7 +85,7 @@ def task_context(
         features=features,
         latent_pairs=latent_pairs,
         train=train,
-        average=average,
+        average=partial(_average, fabric),
         is_main=fabric.is_global_zero,
     )
 
@@ -116,6 +114,10 @@ def train_stage(
         save_model(model, detector.state_dict(), {})
         (folder / "state.pt").unlink(missing_ok=True)
     fabric.barrier()
+
+
+def _average(fabric: Fabric, values: Tensor) -> Tensor:
+    return cast("Tensor", fabric.all_reduce(values, reduce_op="mean"))
 
 
 def _with_solver(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +71,15 @@ class Learner(nn.Module):
     @contextmanager
     def around_update(self) -> Iterator[None]:
         """Let every method see the student's trained parameters before and after the optimiser step."""
-        parameters = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
         with ExitStack() as stack:
             for method in self.methods:
-                stack.enter_context(method.around_update(parameters))
+                stack.enter_context(method.around_update(self._trained))
             yield
+
+    @cached_property
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """By name; which ones train is settled when a task begins."""
+        return {name: parameter for name, parameter in self.student.named_parameters() if parameter.requires_grad}
 
     def _look(self, student: Pass, detector: Detector) -> TeacherPass:
         """Another detector's view of what the student looks at."""

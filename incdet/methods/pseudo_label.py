@@ -74,9 +74,8 @@ class PseudoLabel(Method):
         if context.teacher is None:
             return view
         found = self._found(view, self._detections(view, context))
-        fresh = [
-            image.source == "task" for image in view.images
-        ]  # in a stored one old classes are labelled, not hidden
+        # In a stored image old classes are labelled, not hidden.
+        fresh = [image.source == "task" for image in view.images]
         thresholds = self._thresholds(list(compress(found, fresh)), context.task.num_old)
         sure = [one.select(one.scores >= thresholds.roi[one.labels]) for one in compress(found, fresh)]
         records = [image.record for image in compress(view.images, fresh)]

@@ -49,10 +49,6 @@ class FeatureStore:
     def __len__(self) -> int:
         return sum(len(rows) for rows in self._rows.values())
 
-    def labels(self) -> list[int]:
-        """The class of each stored region, class by class."""
-        return [label for label, rows in sorted(self._rows.items()) for _ in rows]
-
     def add(self, regions: RegionOutputs) -> None:
         """Store objects' regions: of each image and class one, at random, lest one image's fill the store (ours).
 

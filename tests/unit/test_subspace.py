@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from incdet.subspace import as_matrix, basis_of, grow_basis, input_patches, layers_of, leading_directions, remove
+from incdet.subspace import as_matrix, basis_of, input_patches, layers_of, leading_directions, remove
 
 EVERYTHING = 10**6
 
@@ -110,41 +110,9 @@ def test_what_a_projected_update_does_to_old_outputs_is_bounded_by_the_energy_le
     assert change < (rows @ update.T).square().sum(dim=1).mean()
 
 
-# ---------------------------------------------------------------------- GPM
-
-
-@pytest.mark.parametrize("count", [5, 40], ids=["fewer samples than inputs", "more"])
-def test_a_grown_basis_is_orthonormal_and_keeps_its_first_rows(count):
-    nothing = torch.zeros(0, 16, dtype=torch.float64)
-    first = grow_basis(nothing, samples(count, 16, rank=4), 0.95)
-    second = grow_basis(first, samples(count, 16, rank=4, seed=1), 0.95)
-    assert 0 < len(first) < len(second)
-    assert torch.equal(second[: len(first)], first)
-    torch.testing.assert_close(second @ second.T, torch.eye(len(second), dtype=torch.float64))
-
-
-@pytest.mark.parametrize("count", [5, 40])
-def test_a_threshold_of_one_takes_the_whole_rank_and_no_more(count):
-    rows = samples(count, 16, rank=4)
-    basis = grow_basis(torch.zeros(0, 16, dtype=torch.float64), rows, 1.0)
-    assert len(basis) == 4
-    torch.testing.assert_close(remove(rows, basis), torch.zeros_like(rows))
-    assert torch.equal(grow_basis(basis, rows, 1.0), basis)
-
-
-def test_growing_stops_at_the_threshold_of_the_whole_energy():
-    axes = torch.eye(4, dtype=torch.float64)
-    rows = axes * torch.tensor([6.0, 3.0, 1.5, 1.0], dtype=torch.float64).sqrt()[:, None]  # energies; 11.5 in all
-    assert grow_basis(axes[:0], rows, 0.5).abs().tolist() == [axes[0].tolist()]
-    assert grow_basis(axes[:0], rows, 0.6).abs().tolist() == axes[:2].tolist()
-    # The basis holds 3 of 11.5 already: 6 more make 78 %, and that is enough for 75 %.
-    assert grow_basis(axes[1:2], rows, 0.75).abs().tolist() == [axes[1].tolist(), axes[0].tolist()]
-    assert len(grow_basis(axes[1:2], rows, 0.26)) == 1
-
-
 def test_removing_twice_is_removing_once_and_protected_inputs_see_nothing():
     rows = samples(30, 10, rank=3)
-    basis = grow_basis(torch.zeros(0, 10, dtype=torch.float64), rows, 1.0)
+    basis = basis_of(leading_directions(moment(rows), 1.0))[0]
     update = torch.randn(4, 10, generator=generator(), dtype=torch.float64)
     left = remove(update, basis)
     assert left.norm() > 0.1
@@ -158,7 +126,7 @@ def test_a_projected_step_leaves_a_linear_networks_old_outputs():
     old, new = samples(20, 10, rank=3), samples(20, 10, rank=10, seed=1)
     before, learned = network(old).detach(), network(new).detach()
     hidden = network[0](old).detach()
-    bases = [grow_basis(torch.zeros(0, x.shape[1], dtype=x.dtype), x, 1.0) for x in (old, hidden)]
+    bases = [basis_of(leading_directions(moment(rows), 1.0))[0] for rows in (old, hidden)]
     for _ in range(5):
         network.zero_grad()
         network(new).square().sum().backward()

@@ -158,15 +158,15 @@ def test_a_process_that_has_stored_nothing_still_takes_part(world):
 
 def test_old_classes_come_from_the_first_task_and_new_ones_join_in_training(world):
     lesson = Lesson(world, method(world))
-    assert set(lesson.iod._store.labels()) == {0, 1}
+    assert set(lesson.iod._store.regions().labels.tolist()) == {0, 1}
     for iteration in range(3):
         lesson.step(iteration)
-    assert set(lesson.iod._store.labels()) == {0, 1, 2, 3}
+    assert set(lesson.iod._store.regions().labels.tolist()) == {0, 1, 2, 3}
     lesson.iod.refine(lesson.context)
     lesson.iod.end_task(lesson.context)
     kept = FeatureStore(4)
     kept.load(world.folder / "memory" / FILE, 4)
-    assert set(kept.labels()) == {0, 1, 2, 3}
+    assert set(kept.regions().labels.tolist()) == {0, 1, 2, 3}
     lesson.iod.end_task(lesson.context)  # a second life may end the task again
     again = FeatureStore(4)
     again.load(world.folder / "memory" / FILE, 4)

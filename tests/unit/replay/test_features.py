@@ -29,7 +29,7 @@ def held(store: FeatureStore) -> list[float]:
 def test_objects_are_stored_class_by_class_with_what_belongs_to_them():
     store = FeatureStore(5)
     store.add(regions([2, 0, 3, -1, 2]))  # 3 is the background, -1 ignored
-    assert store.labels() == [0, 2, 2]
+    assert store.regions().labels.tolist() == [0, 2, 2]
     stored = store.regions()
     assert stored.labels.tolist() == [0, 2, 2]
     assert stored.pooled.dtype == torch.float16
@@ -53,7 +53,7 @@ def test_an_image_gives_one_region_of_each_class_at_random():
         torch.manual_seed(seed)
         store = FeatureStore(10)
         store.add(regions([0, 0, 0, 1, 0], images=[0, 0, 0, 0, 1]))
-        assert store.labels() == [0, 0, 1]
+        assert store.regions().labels.tolist() == [0, 0, 1]
         assert {3, 4} <= set(held(store))
         seen |= set(held(store))
     assert seen == {0, 1, 2, 3, 4}
@@ -97,7 +97,7 @@ def test_a_file_gives_the_classes_that_are_asked_for_and_counts_as_memory(tmp_pa
     path = tmp_path / "memory" / "features.safetensors"
     store.save(path)
     other.load(path, 2)
-    assert other.labels() == [0, 1]
+    assert other.regions().labels.tolist() == [0, 1]
     assert held(other) == [0, 1]
     assert memory_size(tmp_path / "memory") == {"images": 0, "crops": 0, "bytes": path.stat().st_size}
 
@@ -128,7 +128,7 @@ def test_a_detector_fills_it_with_the_tasks_classes_and_stays_as_it_was(tmp_path
     for store in stores:
         torch.rand(3)  # whatever was drawn before changes nothing
         store.fill(detector, view, world.cfg)
-    assert stores[0].labels() == [0, 0, 1, 1]
+    assert stores[0].regions().labels.tolist() == [0, 0, 1, 1]
     first, second = (store.state_dict() for store in stores)
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert detector.training
