@@ -15,9 +15,10 @@ from incdet.errors import MethodError
 from incdet.methods.base import Method
 
 
-def method_names() -> list[str]:
-    """Every method of the package: the files of this folder."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+def method_names(problem: str | None = None) -> list[str]:
+    """Every method of the package, the files of this folder; of a problem (``TASK``) those that are defined for it."""
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    return [name for name in names if problem is None or problem in method_class(name).works_on]
 
 
 def method_class(name: str) -> type[Method]:
@@ -57,7 +58,10 @@ def build_methods(cfg: _FvcoreNode) -> list[Method]:
         raise MethodError(f"METHODS: expected one or more different methods, got {names}.")
     for name, kind in classes.items():
         if cfg.TASK not in kind.works_on:
-            raise MethodError(f"METHODS: {name} works on {' and '.join(kind.works_on)}, not on {cfg.TASK} (TASK).")
+            raise MethodError(
+                f"METHODS: {name} works on {' and '.join(kind.works_on)}, not on {cfg.TASK} (TASK). "
+                f"What does: {', '.join(method_names(cfg.TASK))}."
+            )
         if not kind.combines and len(names) > 1:
             raise MethodError(f"METHODS: {name} cannot be combined, got {names}. {_first_line(kind)}")
     _refuse_contained(classes)

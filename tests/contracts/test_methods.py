@@ -21,7 +21,7 @@ from incdet.methods import build_methods, method_class, method_names
 from incdet.methods.base import Method
 from incdet.structures import Batch, Target
 
-NAMES = method_names()
+NAMES = method_names("detection")
 CLASSES = {name: method_class(name) for name in NAMES}
 # A random detector is never sure; these let its detections through. Fits and stages are short.
 CREDULOUS = (

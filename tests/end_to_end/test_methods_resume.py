@@ -11,7 +11,7 @@ from incdet.engine.stream import Run
 from incdet.methods import method_names
 
 # The bounds are not defined by their resuming; what is left is what they share with every other method.
-NAMES = sorted(set(method_names()) - {"finetune", "joint"})
+NAMES = sorted(set(method_names("detection")) - {"finetune", "joint"})
 FEW = {"SOLVER__MAX_ITER": 4, "NEXT_TASKS__SOLVER__MAX_ITER": 3, "SOLVER__CHECKPOINT_PERIOD": 1}
 # Short stages and fits, and small memories; a detector of four iterations is sure of nothing.
 SETTINGS = {

@@ -75,7 +75,7 @@ def test_saved_model_carries_its_classes_and_configuration(train):
     assert "MAX_ITER: 8" in metadata["config"]
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", method_names("detection"))
 def test_every_method_learns_two_tasks(train, method):
     folder = train("run", METHODS=[method])
     results = read_run_results(folder / "results.json")
