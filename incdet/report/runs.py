@@ -86,6 +86,13 @@ class Run:
         return sum(s for s in seconds if s is not None) if any(s is not None for s in seconds) else None
 
     @property
+    def seconds_per_step(self) -> float | None:
+        """Of the training loop in the tasks after the first; None before a second task."""
+        trained = [task.get("train") or {} for task in self.tasks[1:]]
+        seconds, steps = (sum(number(t.get(key)) or 0 for t in trained) for key in ("seconds", "iterations"))
+        return seconds / steps if steps else None
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """The main metric, and the next one where there are two readings of it."""
         known = tuple(self.results.get("summary") or {})

@@ -176,7 +176,7 @@ def _table(group: tuple[str, str, str], runs: list[Run], metric: str) -> Benchma
     rows: dict[tuple[str, tuple[str, ...]], list[Run]] = {}
     for run in complete:
         rows.setdefault((run.setting, run.stamps), []).append(run)
-    columns = _columns(metric, _joint(complete, metric))
+    columns = _columns(metric, _joint(complete, metric), _finetune_step(complete))
     for members in rows.values():
         seeds = [run.protocol.get("seed") for run in members]
         if len(set(seeds)) < len(seeds):
@@ -194,7 +194,7 @@ def _row(setting: str, stamps: tuple[str, ...], runs: list[Run], columns: tuple[
     return Row(label, tuple(runs), tuple(Cell.of([column.read(run) for run in runs]) for column in columns))
 
 
-def _columns(metric: str, joint: float | None) -> tuple[Column, ...]:
+def _columns(metric: str, joint: float | None, finetune_step: float | None) -> tuple[Column, ...]:
     def score(name: str, key: str, header: str) -> Column:
         return Column(f"{key}_{name}", f"{header} {metric_name(name)}", 1, lambda run: percent(run, name, key))
 
@@ -209,6 +209,10 @@ def _columns(metric: str, joint: float | None) -> tuple[Column, ...]:
     def minutes(run: Run) -> float | None:
         return None if run.train_seconds is None else run.train_seconds / 60
 
+    def step_cost(run: Run) -> float | None:
+        step = run.seconds_per_step
+        return None if step is None or not finetune_step else step / finetune_step
+
     def gap(run: Run) -> float | None:
         reached = run.score(metric, "all")
         return None if reached is None or not joint else 100 * (reached - joint) / joint
@@ -219,6 +223,8 @@ def _columns(metric: str, joint: float | None) -> tuple[Column, ...]:
     columns.append(score(metric, "average_incremental", "average incremental"))
     columns.append(Column("memory_megabytes", "memory (MB)", 2, megabytes))
     columns.append(Column("train_minutes", "training (min)", 1, minutes))
+    if finetune_step:
+        columns.append(Column("step_cost", "a step's time / finetune's", 2, step_cost))
     if joint:
         columns.append(Column("gap_to_joint_percent", "gap to joint (%)", 1, gap))
     return tuple(columns)
@@ -236,6 +242,11 @@ def _rules(metric: str) -> list[str]:
 def _joint(runs: list[Run], metric: str) -> float | None:
     """What joint training reaches on all classes: the ceiling of the comparison."""
     return Cell.of([run.score(metric, "all") for run in runs if run.methods == ("joint",)]).mean
+
+
+def _finetune_step(runs: list[Run]) -> float | None:
+    """Seconds of a later task's step without any remedy: what a method's cost is measured in."""
+    return Cell.of([run.seconds_per_step for run in runs if run.methods == ("finetune",)]).mean
 
 
 def _headers(table: BenchmarkTable) -> list[str]:

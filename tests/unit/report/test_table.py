@@ -53,6 +53,15 @@ def test_the_gap_to_joint_is_relative_and_only_there_with_a_joint_run(make_run):
     assert cell(table, 1, "gap_to_joint_percent").mean == pytest.approx(0)
 
 
+def test_a_steps_cost_is_relative_to_finetuning_and_only_there_beside_it(make_run):
+    own = make_run("a", seed=40)  # (80 + 40) seconds for 500 steps
+    (alone,) = benchmark_tables(read_runs([own]))
+    assert all(column.key != "step_cost" for column in alone.columns)
+    (table,) = benchmark_tables(read_runs([own, make_run("f", methods=["finetune"])]))
+    assert cell(table, 0, "step_cost").mean == pytest.approx(120 / 80)
+    assert cell(table, 1, "step_cost").mean == pytest.approx(1)
+
+
 def test_other_splits_get_tables_of_their_own(make_run):
     loco = make_run("b", protocol="loco")
     tables = benchmark_tables(read_runs([make_run("a"), loco]))
