@@ -34,6 +34,9 @@ class DetectorLike(Protocol):
     def num_classes(self) -> int: ...
 
     @property
+    def multi_label(self) -> bool: ...
+
+    @property
     def classifier(self) -> nn.Linear: ...
 
     @property
@@ -134,7 +137,7 @@ class Method:
         replaces: base losses that this method computes itself, by name.
         changes_first_task: the first task's model is another with this method, so it cannot share one.
         from_scratch: every task starts from the initial weights (joint training).
-        works_on: the problems this method is defined for.
+        works_on: the problems this method is defined for: detection, classification (one label per image), multi_label.
         combines: False where the method stands alone.
     """
 
