@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from incdet.engine import inference, latents
 from incdet.engine.learner import Learner
 from incdet.engine.loop import train_task
 from incdet.errors import MethodError
-from incdet.methods.base import Method, TaskContext
+from incdet.methods.base import Method, Pass, TaskContext
 from incdet.randomness import derive_seed
 from incdet.structures import Detections
 from incdet.tasks import TaskSpec, TaskStream
@@ -60,6 +60,9 @@ def task_context(
     def features(detector: Detector, images: Sequence[TrainImage], description: str) -> list[Tensor]:
         return inference.visible_features(detector, images, cfg, fabric, description)
 
+    def passes(detector: Detector, images: Sequence[TrainImage], description: str) -> Iterator[Pass]:
+        return inference.passes(detector, images, task, cfg, fabric, description)
+
     def latent_pairs(images: Sequence[TrainImage], background: int, limit: int) -> LatentPairs:
         if teacher is None:
             raise MethodError("Latents in pairs need a teacher: the method must set needs_teacher.")
@@ -83,6 +86,7 @@ def task_context(
         task_folder=task_folder,
         detect=detect,
         features=features,
+        passes=passes,
         latent_pairs=latent_pairs,
         train=train,
         average=partial(_average, fabric),

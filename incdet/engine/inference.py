@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,10 @@ from incdet.backends.base import Detector
 from incdet.data.images import read_image
 from incdet.data.loader import ImageSet, image_target
 from incdet.data.views import TrainImage
-from incdet.structures import Detections
+from incdet.methods.base import Pass
+from incdet.randomness import derive_seed, seed_torch
+from incdet.structures import Batch, Detections
+from incdet.tasks import TaskSpec
 
 
 def detect(
@@ -55,3 +58,33 @@ def visible_features(
         boxes = [image_target(image).boxes.to(fabric.device) for image in part]
         features += [feature.cpu() for feature in detector.region_features(pixels, boxes)]
     return features
+
+
+def passes(
+    detector: Detector, images: Sequence[TrainImage], task: TaskSpec, cfg: CfgNode, fabric: Fabric, description: str
+) -> Iterator[Pass]:
+    """One image at a time through a detector in eval mode, with targets and with gradients.
+
+    The processes share the images. Torch is seeded before each by its place among them, so that the regions that are
+    sampled, and whatever the caller draws, do not depend on how many processes there are.
+
+    Args:
+        detector: in whatever mode; it is in eval mode while the images are asked for.
+        images: training images, without augmentation and at the size of the test.
+        task: that they are looked at for; a part of the seed.
+        cfg: of the task.
+        fabric: launched.
+        description: of the progress bar.
+    """
+
+    def look(position: int) -> Pass:
+        image = images[position]
+        seed_torch(derive_seed(cfg.SEED, "passes", task.index, position))
+        pixels = read_image(image.record.path).float().div_(255)
+        outputs = detector.image_pass(Batch([pixels], [image_target(image)]).to(fabric.device))
+        return Pass(detector, lambda: outputs, lambda: detector.region_pass(outputs))
+
+    mine = range(fabric.global_rank, len(images), fabric.world_size)
+    with detector.evaluating():
+        for position in tqdm(mine, desc=description, disable=fabric.global_rank > 0, leave=False):
+            yield look(position)

@@ -7,7 +7,7 @@ order. To add one, write ``incdet/methods/<name>.py`` with one subclass of :clas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,6 +119,8 @@ class TaskContext:
     task_folder: Path
     detect: Callable[[Any, Sequence[TrainImage], str], list[Detections]]  # (detector, images, what for)
     features: Callable[[Any, Sequence[TrainImage], str], list[Tensor]]  # (n, D) of each image's visible boxes
+    # (detector, images, what for): the process's share of them, one image at a time, with targets and with gradients
+    passes: Callable[[Any, Sequence[TrainImage], str], Iterator[Pass]]
     # (images, background regions per image, at most so many latents) -> the same regions through teacher and student
     latent_pairs: Callable[[Sequence[TrainImage], int, int], LatentPairs]
     # Train a detector on a view in a stage of its own, kept in task_<t>/<name>/: a second life finds it finished there,

@@ -17,7 +17,7 @@ ROOMS = (
     {"tensors"},
     {"data", "align"},
     {"evaluation"},
-    {"replay", "interim"},
+    {"replay", "interim", "importance"},
     {"methods", "backends"},
     {"config"},
     {"engine"},
