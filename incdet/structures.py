@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -1
+_PER_BOX = ("boxes", "labels", "weights", "use_rpn", "use_roi")  # the fields of a Target with a row for each box
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Target:
     weights: Tensor  # (n,) scales the region losses of the regions matched to the box
     use_rpn: Tensor  # (n,) bool
     use_roi: Tensor  # (n,) bool
+    labelled: frozenset[int] | None = None  # classes of which every object is among the boxes; None = all classes
 
     @classmethod
     def from_boxes(cls, boxes: Tensor, labels: Tensor) -> Target:
@@ -52,7 +54,7 @@ class Target:
 
     def select(self, keep: Tensor) -> Target:
         """The target with the objects that ``keep`` (mask or indices) picks."""
-        return Target(*(getattr(self, f.name)[keep] for f in fields(self)))
+        return replace(self, **{name: getattr(self, name)[keep] for name in _PER_BOX})
 
     def with_ignored(self, boxes: Tensor) -> Target:
         """The target with boxes (m, 4) that no stage uses, after its own."""
@@ -62,10 +64,10 @@ class Target:
 
     def joined(self, other: Target) -> Target:
         """The target with another's objects after its own."""
-        return Target(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
+        return replace(self, **{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _PER_BOX})
 
     def to(self, device: torch.device | str) -> Target:
-        return Target(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _PER_BOX})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -122,6 +124,7 @@ class RegionOutputs:
     labels: Tensor | None = None  # (R,) K = background, -1 = ignored
     delta_targets: Tensor | None = None  # (R, 4) meaningful where labels is a class
     weights: Tensor | None = None  # (R,)
+    label_sets: Tensor | None = None  # (R, K) of a multi-label classifier: 1 present, 0 absent, IGNORED unknown
 
     def select(self, keep: Tensor) -> RegionOutputs:
         """The regions that ``keep`` (mask or indices) picks."""

@@ -41,6 +41,7 @@ class Detector(nn.Module, ABC):
     """A two-stage detector whose stages can be called one by one and whose head grows."""
 
     backbone: Any
+    multi_label = False  # a classifier that answers for every class by itself (``RegionOutputs.label_sets``)
     freeze_norm = False  # batch norms keep their statistics and their affine parameters
     region_transform: RegionTransform | None = None  # features -> aligned features
     read_out: RegionTransform | None = None  # features -> logits (R, K + 1), at prediction only

@@ -21,6 +21,7 @@ from incdet.backends.base import Detector
 from incdet.errors import ConfigError, DataError
 from incdet.heads import CosineLinear, grow_cosine, grow_linear, keep_rows
 from incdet.losses.detection import region_losses, smooth_l1
+from incdet.losses.multi_label import multi_label_loss
 from incdet.structures import IGNORED, Batch, Detections, ImageOutputs, RegionOutputs, Target
 from incdet.tasks import parse_split
 
@@ -47,6 +48,7 @@ class Classifier(Detector):
         heads: how many classes each head has; classes compete with those of their own head only. Several heads are one
             per task, and which task an image belongs to must be known.
         multi_head: new classes get a head of their own.
+        multi_label: an image may carry several labels, so that every class has a sigmoid and competes with none.
         sizes: of the square images that the backbone sees in training, one of which is drawn per batch.
         test_size: the same at prediction.
         mean: of the pixels, from 0 to 1, in the order of ``input_format``.
@@ -60,6 +62,7 @@ class Classifier(Detector):
         head: nn.Linear,
         heads: Sequence[int],
         multi_head: bool,
+        multi_label: bool,
         sizes: Sequence[int],
         test_size: int,
         mean: Tensor,
@@ -70,7 +73,7 @@ class Classifier(Detector):
         self.backbone = Trunk(body)
         self.head = head
         self.heads = list(heads)
-        self.multi_head = multi_head
+        self.multi_head, self.multi_label = multi_head, multi_label
         self.sizes, self.test_size, self.input_format = tuple(sizes), test_size, input_format
         self.mean: Tensor
         self.std: Tensor
@@ -164,16 +167,19 @@ class Classifier(Detector):
         return logits, logits.new_zeros(len(logits), 0, 4)
 
     def sample_regions(self, proposals: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Every image once, with the label of its one object.
+        """Every image once, with the label of its one object, or with what is known of every class.
 
         Raises:
-            DataError: an image has several labels.
+            DataError: an image has several labels, and may not.
         """
+        if self.multi_label:
+            rows = [_label_set(target, self.num_classes) for target in targets]
+            return proposals, {"label_sets": torch.stack(rows), "weights": proposals[0].new_ones(len(rows))}
         used = [target.select(target.use_roi) for target in targets]
         if any(len(target.labels.unique()) > 1 for target in used):
             raise DataError(
-                "An image has several labels, and classification expects one: use a data set with one folder per class "
-                "(folders:<folder>:<split>), or TASK detection."
+                "An image has several labels, and MODEL.CLASSIFIER.MULTI_LABEL is false: set it to true, or use a data "
+                "set with one folder per class (folders:<folder>:<split>)."
             )
         device = proposals[0].device
         labels = [int(target.labels[0]) if len(target) else IGNORED for target in used]
@@ -190,7 +196,11 @@ class Classifier(Detector):
         return self.region_losses(regions, skip)
 
     def region_losses(self, regions: RegionOutputs, skip: Collection[str] = ()) -> dict[str, Tensor]:
-        """Cross-entropy over the classes that compete with an image's own."""
+        """Cross-entropy over the classes that compete with an image's own; with several labels, of each by itself."""
+        if regions.label_sets is not None:
+            if "loss_cls" in skip:
+                return {}
+            return {"loss_cls": multi_label_loss(regions.logits, regions.label_sets, regions.weights)}
         if regions.labels is None:
             raise ValueError("losses need images that came with targets")
         if self.multi_head:
@@ -204,7 +214,10 @@ class Classifier(Detector):
         self, outputs: ImageOutputs, logits: Tensor, deltas: Tensor, images: list[Tensor]
     ) -> list[Detections]:
         """Every class with its probability among those that it competes with, the whole image as its box."""
-        scores = torch.cat([head.softmax(dim=1) for head in logits.split(self.heads, dim=1)], dim=1)
+        if self.multi_label:
+            scores = logits.sigmoid()
+        else:
+            scores = torch.cat([head.softmax(dim=1) for head in logits.split(self.heads, dim=1)], dim=1)
         found = []
         for row, image in zip(scores, images, strict=True):
             height, width = image.shape[-2:]
@@ -223,6 +236,11 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
     node = cfg.MODEL.CLASSIFIER
     if node.HEAD not in HEADS:
         raise ConfigError(f"MODEL.CLASSIFIER.HEAD: expected one of {', '.join(HEADS)}, got {node.HEAD!r}.")
+    if node.MULTI_HEAD and node.MULTI_LABEL:
+        raise ConfigError(
+            "MODEL.CLASSIFIER.MULTI_HEAD and MULTI_LABEL are both true: heads keep the classes of different tasks from "
+            "competing, and with a sigmoid for each no classes compete. Set MULTI_HEAD to false."
+        )
     if cfg.MODEL.BACKBONE.NAME == "mlp":
         body, width = build_mlp(cfg), cfg.MODEL.BACKBONE.WIDTH
     else:
@@ -234,6 +252,7 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         head,
         _heads(cfg.TASKS.PROXY or cfg.TASKS.SPLIT, num_classes) if node.MULTI_HEAD else [num_classes],
         node.MULTI_HEAD,
+        node.MULTI_LABEL,
         cfg.INPUT.MIN_SIZE_TRAIN,
         cfg.INPUT.MIN_SIZE_TEST,
         torch.tensor(cfg.MODEL.PIXEL_MEAN) / 255,
@@ -242,6 +261,16 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
     )
     classifier.freeze(cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.BACKBONE.FREEZE_NORM)
     return classifier
+
+
+def _label_set(target: Target, num_classes: int) -> Tensor:
+    """What is known of each class (K,): 1 present, 0 absent, IGNORED where it is not labelled or only uncertain."""
+    labels = target.labels
+    known = torch.full((num_classes,), IGNORED, device=labels.device)
+    known[slice(None) if target.labelled is None else sorted(target.labelled)] = 0
+    known[labels[~target.use_roi]] = IGNORED
+    known[labels[target.use_roi]] = 1
+    return known
 
 
 def _heads(split: str, num_classes: int) -> list[int]:

@@ -7,6 +7,7 @@ torchvision puts the background first and keeps it there in the weights, so that
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -165,10 +166,8 @@ class TorchvisionDetector(FasterRCNN, Detector):
         images, resized = self.transform(pixels, plain)
         if batch.targets is None:
             return images, None
-        return images, [
-            Target(new["boxes"], old.labels, old.weights, old.use_rpn, old.use_roi)
-            for old, new in zip(batch.targets, resized, strict=True)
-        ]
+        pairs = zip(batch.targets, resized, strict=True)
+        return images, [replace(old, boxes=new["boxes"]) for old, new in pairs]
 
     def _sample_anchors(self, anchors: list[Tensor], targets: list[Target]) -> tuple[Tensor, Tensor]:
         used = [target.select(target.use_rpn) for target in targets]

@@ -132,6 +132,8 @@ def _model() -> CN:
     node.CLASSIFIER = CN()  # only where TASK is classification
     node.CLASSIFIER.HEAD = "linear"  # or cosine: a learned scale times the cosine, without a bias (LUCIR)
     node.CLASSIFIER.MULTI_HEAD = False  # one head per task, each trained on its own classes alone
+    # Each class by itself, by a sigmoid: images with the labels of all their objects, as detection has them (PPI).
+    node.CLASSIFIER.MULTI_LABEL = False
     node.FPN = CN()
     node.FPN.IN_FEATURES = ("res2", "res3", "res4", "res5")
     node.FPN.OUT_CHANNELS = 256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from fvcore.common.config import CfgNode
@@ -45,7 +46,6 @@ def build_transform(cfg: CfgNode) -> Transform:
         new_image, new_boxes = geometric(tv_tensors.Image(image), boxes)
         plain = torch.as_tensor(new_boxes).as_subclass(Tensor)
         keep = ((plain[:, 2:] - plain[:, :2]) >= SMALLEST_SIDE).all(dim=1)
-        moved = Target(plain, target.labels, target.weights, target.use_rpn, target.use_roi)
-        return new_image.as_subclass(Tensor), moved.select(keep)
+        return new_image.as_subclass(Tensor), replace(target, boxes=plain).select(keep)
 
     return transform

@@ -171,13 +171,14 @@ def _view(
         visible &= table.crowd | ~table.difficult
     image, boxes, labels = table.image[visible], table.boxes[visible], table.labels[visible]
     used = table.usable(difficult)[visible]
-    labelled = frozenset(visible_labels)
+    stream_label = {label: stream.classes.index(name) for label, name in enumerate(dataset.classes)}
     views = []
     starts, stops = np.searchsorted(image, images, "left"), np.searchsorted(image, images, "right")
     for index, start, stop in zip(images, starts, stops, strict=True):
         rows = slice(start, stop)
         weights = np.ones(stop - start, dtype=np.float32)
         record = dataset.images[index]
+        labelled = frozenset(visible_labels) - {stream_label[label] for label in record.unlabelled}
         views.append(TrainImage(record, boxes[rows], labels[rows], weights, used[rows], used[rows].copy(), labelled))
     return TaskView(task, tuple(views))
 

@@ -16,9 +16,14 @@ from incdet.methods.base import Method
 
 
 def method_names(problem: str | None = None) -> list[str]:
-    """Every method of the package, the files of this folder; of a problem (``TASK``) those that are defined for it."""
+    """Every method of the package, the files of this folder; of a problem those that are defined for it."""
     names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
     return [name for name in names if problem is None or problem in method_class(name).works_on]
+
+
+def problem_of(cfg: _FvcoreNode) -> str:
+    """The problem that a configuration poses: detection, classification, or multi_label."""
+    return "multi_label" if cfg.TASK == "classification" and cfg.MODEL.CLASSIFIER.MULTI_LABEL else cfg.TASK
 
 
 def method_class(name: str) -> type[Method]:
@@ -53,14 +58,15 @@ def build_methods(cfg: _FvcoreNode) -> list[Method]:
         MethodError: an unknown name, a name given twice, or two methods that exclude each other.
     """
     names = list(cfg.METHODS)
-    classes = {name: method_class(name) for name in names}
+    classes, problem = {name: method_class(name) for name in names}, problem_of(cfg)
     if len(classes) < len(names) or not names:
         raise MethodError(f"METHODS: expected one or more different methods, got {names}.")
     for name, kind in classes.items():
-        if cfg.TASK not in kind.works_on:
+        if problem not in kind.works_on:
+            key = "MODEL.CLASSIFIER.MULTI_LABEL" if problem == "multi_label" else "TASK"
             raise MethodError(
-                f"METHODS: {name} works on {' and '.join(kind.works_on)}, not on {cfg.TASK} (TASK). "
-                f"What does: {', '.join(method_names(cfg.TASK))}."
+                f"METHODS: {name} works on {' and '.join(kind.works_on)}, not on {problem} ({key}). "
+                f"What does: {', '.join(method_names(problem))}."
             )
         if not kind.combines and len(names) > 1:
             raise MethodError(f"METHODS: {name} cannot be combined, got {names}. {_first_line(kind)}")

@@ -7,4 +7,4 @@ class Finetune(Method):
     """Fine-tuning is the absence of every remedy, so it stands alone."""
 
     combines = False
-    works_on = ("detection", "classification")
+    works_on = ("detection", "classification", "multi_label")

@@ -108,7 +108,7 @@ class Iod(Replay):
             if len(target):
                 label = int(target.labels[torch.randint(len(target), (1,))])
                 if label >= self._newest.get("label", 0):
-                    self._newest = {"label": label, "image": image, "target": dict(vars(target))}
+                    self._newest = {"label": label, "image": image, "target": {**vars(target), "labelled": None}}
 
     # ------------------------------------------------------------------ warp steps
 

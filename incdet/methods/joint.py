@@ -17,7 +17,7 @@ class Joint(Method):
 
     from_scratch = True
     combines = False
-    works_on = ("detection", "classification")
+    works_on = ("detection", "classification", "multi_label")
 
     def task_config(self, cfgs: Sequence[CfgNode]) -> CfgNode:
         cfg = cfgs[0].clone()

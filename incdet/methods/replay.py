@@ -29,7 +29,7 @@ class Replay(Method):
         "SELECTION": "random",  # random, class_balanced or herding
         "SHARE": 0.25,  # of each batch that is drawn from the memory. Ours
     }
-    works_on: ClassVar[tuple[str, ...]] = ("detection", "classification")
+    works_on: ClassVar[tuple[str, ...]] = ("detection", "classification", "multi_label")
 
     def __init__(self, node: CfgNode) -> None:
         super().__init__(node)

@@ -12,6 +12,7 @@ def three_objects() -> Target:
         weights=torch.tensor([1.0, 0.5, 0.25]),
         use_rpn=torch.tensor([True, False, True]),
         use_roi=torch.tensor([True, True, False]),
+        labelled=frozenset({0, 2}),
     )
 
 
@@ -33,6 +34,7 @@ def test_selecting_objects_keeps_all_fields_aligned():
         assert kept.weights.tolist() == [0.5, 0.25]
         assert kept.use_rpn.tolist() == [False, True]
         assert kept.use_roi.tolist() == [True, False]
+        assert kept.labelled == {0, 2}
 
 
 def test_joined_targets_keep_their_order_and_what_is_used():
@@ -42,6 +44,7 @@ def test_joined_targets_keep_their_order_and_what_is_used():
     assert joined.weights.tolist() == [1.0, 0.5, 0.25, 0.5]
     assert joined.use_rpn.tolist() == [True, False, True, False]
     assert joined.use_roi.tolist() == [True, True, False, True]
+    assert joined.labelled == {0, 2}
 
 
 def test_a_batch_moves_whole_with_or_without_targets():
@@ -50,6 +53,7 @@ def test_a_batch_moves_whole_with_or_without_targets():
     without = Batch(images, None, ["x"]).to("meta")
     assert with_targets.images[0].is_meta
     assert with_targets.targets[0].use_roi.is_meta
+    assert with_targets.targets[0].labelled == {0, 2}
     assert without.targets is None
     assert without.image_ids == ["x"]
     assert len(without) == 1

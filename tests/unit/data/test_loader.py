@@ -136,6 +136,7 @@ def test_targets_are_what_the_task_may_see(view):
         "im4": [3],
     }
     assert found["im1"].boxes.tolist() == [[34, 12, 58, 36]]
+    assert all(target.labelled == {2, 3} for target in found.values())
     assert all(image.dtype == torch.float32 and 0 <= image.min() <= image.max() <= 1 for image in batch.images)
 
 

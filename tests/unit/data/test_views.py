@@ -168,6 +168,13 @@ def test_classes_that_nobody_marked_follow_the_labels():
     assert (kept.labels.tolist(), kept.unlabelled) == ([1], {0})
 
 
+def test_a_class_that_nobody_marked_in_an_image_is_not_labelled_there():
+    marked, other = make_dataset("a", "ac").images
+    partly = replace(other, unlabelled=frozenset({CLASSES.index("b"), CLASSES.index("d")}))
+    view = task_view(DetectionDataset("two", CLASSES, (marked, partly)), STREAM, FIRST)
+    assert [image.labelled for image in view.images] == [{0, 1}, {STREAM.classes.index("a")}]
+
+
 @pytest.mark.shared_data
 def test_real_photographs_leave_old_objects_unlabelled():
     """Images with objects of both tasks are what makes the problem hard: a third of the real ones have them."""
