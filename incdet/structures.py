@@ -54,7 +54,7 @@ class Target:
 
     def select(self, keep: Tensor) -> Target:
         """The target with the objects that ``keep`` (mask or indices) picks."""
-        return replace(self, **{name: getattr(self, name)[keep] for name in _PER_BOX})
+        return self._with_rows(lambda name: getattr(self, name)[keep])
 
     def with_ignored(self, boxes: Tensor) -> Target:
         """The target with boxes (m, 4) that no stage uses, after its own."""
@@ -64,10 +64,14 @@ class Target:
 
     def joined(self, other: Target) -> Target:
         """The target with another's objects after its own."""
-        return replace(self, **{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _PER_BOX})
+        return self._with_rows(lambda name: torch.cat([getattr(self, name), getattr(other, name)]))
 
     def to(self, device: torch.device | str) -> Target:
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _PER_BOX})
+        return self._with_rows(lambda name: getattr(self, name).to(device, non_blocking=True))
+
+    def _with_rows(self, rows: Callable[[str], Tensor]) -> Target:
+        boxes, labels, weights, use_rpn, use_roi = map(rows, _PER_BOX)
+        return Target(boxes, labels, weights, use_rpn, use_roi, self.labelled)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -25,12 +25,14 @@ from incdet.engine.search import Search, Trial
 from incdet.engine.stream import FREE_ON_RESUME, Run
 from incdet.errors import ConfigError, DivergenceError
 from incdet.files import write_atomic
+from incdet.methods import problem_of
 from incdet.report.plots import sweep_curve
 from incdet.report.runs import read_run
 from incdet.report.sweep import GROUPS, TrialRow, best_of, trials_csv, trials_markdown
 from incdet.report.table import metric_name
 from incdet.tasks import proxy_split
 
+MAIN_METRIC = {"detection": "voc_area_50", "classification": "top1", "multi_label": "multi_label_ap"}
 OBJECTIVES = (*GROUPS, "harmonic_mean", "group_average")
 HELD_OUT = 0.2  # of the first task's images, where the configuration holds none out. Ours
 EPILOG = """example:
@@ -135,7 +137,7 @@ def _folder(number: int, arguments: argparse.Namespace) -> Path:
 
 def _write(rows: list[TrialRow], cfg: CfgNode, arguments: argparse.Namespace) -> None:
     out, objective = arguments.out, arguments.objective
-    label = f"{objective} {metric_name('top1' if cfg.TASK == 'classification' else 'voc_area_50')}"
+    label = f"{objective} {metric_name(MAIN_METRIC[problem_of(cfg)])}"
     write_atomic(out / "trials.md", trials_markdown(rows, objective))
     write_atomic(out / "trials.csv", trials_csv(rows, objective))
     write_atomic(out / "trials.png", sweep_curve({row.number: row.scores[objective] for row in rows}, label))

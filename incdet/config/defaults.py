@@ -80,7 +80,7 @@ def _detectron2_file(name: str) -> Path:
 def _tasks() -> CN:
     node = CN()
     node.SPLIT = "10+10"  # "15+5", "10+5+5", "15+1x5": sizes of the tasks, any sum that matches the data
-    node.PROTOCOL = "class_split"  # class_split, image_split or loco: docs/protocols.md
+    node.PROTOCOL = "class_split"  # class_split, image_split, loco or latest_class: docs/protocols.md
     node.ORDER = "alphabetical"  # alphabetical, id (as the source lists them), listed, seed:<n>
     node.LISTED = ()  # the class order itself, when ORDER is listed
     # Above, the problem; here, e.g. "5+5", a split of its first task's classes, which alone are then taught and, on the

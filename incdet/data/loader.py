@@ -110,7 +110,8 @@ class _TrainSet(Dataset):
 def image_target(image: TrainImage) -> Target:
     """What a task may see of an image, as tensors in the image's own pixels."""
     arrays = (image.boxes, image.labels, image.weights, image.use_rpn, image.use_roi)
-    return Target(*(torch.from_numpy(array) for array in arrays), labelled=image.labelled)
+    boxes, labels, weights, use_rpn, use_roi = map(torch.from_numpy, arrays)
+    return Target(boxes, labels, weights, use_rpn, use_roi, image.labelled)
 
 
 def collate(items: list[tuple[Tensor, Target, str]]) -> Batch:

@@ -1,12 +1,14 @@
 """Which images each task trains on.
 
-Three protocols are in use, and figures measured under different ones cannot be compared:
+Four protocols are in use, and figures measured under different ones cannot be compared:
 
 - ``class_split``: an image is in every task that teaches one of its classes, so images repeat (Shmelkov et al., 2017,
   and most later work).
 - ``image_split``: each image is in exactly one of those tasks (CL-DETR, Liu et al., 2023).
 - ``loco``: each image is in exactly one task, and classes that often occur together are taught together, so that few
   objects of other tasks are left unlabelled.
+- ``latest_class``: each image is in the task of the latest of its classes, so that no image shows what is taught later
+  (PPI; segmentation calls it *disjoint*, Cermelli et al., 2020).
 
 Everything here is a function of the data, the split and a seed: random choices are hashes of (seed, image id), equal
 on every machine and for every version of a random generator.
@@ -24,7 +26,7 @@ from incdet.data.records import DetectionDataset
 from incdet.errors import DataError, SplitError
 from incdet.tasks import TaskStream, build_stream
 
-PROTOCOLS = ("class_split", "image_split", "loco")
+PROTOCOLS = ("class_split", "image_split", "loco", "latest_class")
 DIFFICULT_POLICIES = ("keep", "drop", "ignore")
 
 
@@ -85,7 +87,7 @@ def assign_images(
     ``image_split`` (ours, where the publications leave the rule open): images that only one task could take go there;
     the others follow, fewest choices first and then in seeded order, each to the task that is furthest below its
     share, where a task's share is its number of classes. ``loco`` gives an image to the task with most of its
-    objects, the earlier one at a tie.
+    objects, the earlier one at a tie; ``latest_class`` to the last task with any.
     """
     check_choice("protocol", protocol, PROTOCOLS, "TASKS.PROTOCOL (or --protocol)")
     table = ObjectTable.of(dataset, stream.classes)
@@ -98,8 +100,10 @@ def assign_images(
         return [np.flatnonzero(column).tolist() for column in objects.T]
     if protocol == "image_split":
         owner = _share_out(objects > 0, task_sizes, seeded_keys(dataset, f"image_split:{seed}"))
-    else:
+    elif protocol == "loco":
         owner = np.where(objects.any(axis=1), objects.argmax(axis=1), -1)
+    else:
+        owner = np.where(objects > 0, np.arange(len(stream)), -1).max(axis=1)
     return [np.flatnonzero(owner == task).tolist() for task in range(len(stream))]
 
 

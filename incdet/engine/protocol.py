@@ -19,7 +19,7 @@ from incdet.data.protocols import dataset_stream
 from incdet.data.records import DetectionDataset
 from incdet.data.views import TaskView, first_task_alone, hold_out, task_view
 from incdet.errors import ConfigError, DataError
-from incdet.evaluation.classification import accuracies
+from incdet.evaluation.classification import accuracies, multi_label_ap
 from incdet.evaluation.predictions import Predictions
 from incdet.tasks import TaskSpec, TaskStream
 
@@ -65,9 +65,11 @@ class Problem:
         return task_view(self.train, self.stream, task, cfg.TASKS.PROTOCOL, cfg.DATASETS.DIFFICULT, cfg.SEED)
 
     def scores(self, predictions: Predictions, task: TaskSpec) -> dict[str, dict[str, float | None]] | None:
-        """What takes the place of AP: a classifier's accuracies; None for a detector."""
+        """What takes the place of a detector's AP: a classifier's accuracies or label ranking; None for a detector."""
         if self.cfg.TASK == "detection":
             return None
+        if self.cfg.MODEL.CLASSIFIER.MULTI_LABEL:
+            return multi_label_ap(self.test, predictions, task)
         return accuracies(self.test, predictions, self.stream, task, self.cfg.MODEL.CLASSIFIER.MULTI_HEAD)
 
     @cached_property
@@ -124,6 +126,7 @@ def model_name(cfg: CfgNode) -> str:
         return f"{cfg.MODEL.BACKBONE.NAME.removeprefix('build_')}-{cfg.MODEL.RESNETS.DEPTH}, {cfg.MODEL.ROI_HEADS.NAME}"
     if cfg.TASK == "classification":
         heads = "one head per task" if cfg.MODEL.CLASSIFIER.MULTI_HEAD else "one head"
+        heads = "one sigmoid per class" if cfg.MODEL.CLASSIFIER.MULTI_LABEL else heads
         return f"{cfg.MODEL.BACKBONE.NAME}, {cfg.MODEL.CLASSIFIER.HEAD}, {heads}"
     return f"{cfg.MODEL.BACKBONE.NAME}-{cfg.MODEL.NECK}"
 

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier's predictions, which hold every seen class with its probability for each image."""
+"""How right a classifier's predictions are, which hold every seen class with its probability for each image."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from incdet.data.records import DetectionDataset
+from incdet.data.records import DetectionDataset, ImageRecord
 from incdet.errors import DataError
 from incdet.evaluation.predictions import Predictions
+from incdet.structures import IGNORED
 from incdet.tasks import TaskSpec, TaskStream
 
 
@@ -41,6 +42,50 @@ def accuracies(
         }
         for metric, hits in right.items()
     }
+
+
+def multi_label_ap(
+    dataset: DetectionDataset, predictions: Predictions, task: TaskSpec
+) -> dict[str, dict[str, float | None]]:
+    """``multi_label_ap``: how well each seen class's score ranks the images that show it; None where none does.
+
+    All images are ranked, also those of later tasks. An image in which every object of a class is difficult or crowd,
+    or which was not labelled with the class, counts neither for that class nor against it, as in VOC's classification.
+
+    Raises:
+        DataError: an image has no prediction for some seen class.
+    """
+    scores = _score_matrix(dataset, predictions, task.seen)
+    known = np.stack([_presence(dataset, image) for image in dataset.images])
+    found = {}
+    for column, name in enumerate(task.seen):
+        of_class = known[:, dataset.classes.index(name)]
+        judged = of_class != IGNORED
+        found[name] = average_precision(scores[judged, column], of_class[judged] == 1)
+    return {"multi_label_ap": found}
+
+
+def average_precision(scores: np.ndarray, present: np.ndarray) -> float | None:
+    """The mean over the positives of the precision at their scores, not interpolated; None without a positive.
+
+    Args:
+        scores: (n,); of equal ones none is ranked before another.
+        present: (n,) bool.
+    """
+    if not present.any():
+        return None
+    positive, ranked = np.sort(scores[present]), np.sort(scores)
+    hits = len(positive) - np.searchsorted(positive, positive)
+    return float((hits / (len(ranked) - np.searchsorted(ranked, positive))).mean())
+
+
+def _presence(dataset: DetectionDataset, image: ImageRecord) -> np.ndarray:
+    """Of each class of the data set (K,): 1 present, 0 absent, IGNORED where that is not judged."""
+    known = np.zeros(len(dataset.classes), np.int64)
+    sure = ~(image.difficult | image.crowd)
+    known[[*image.labels[~sure], *image.unlabelled]] = IGNORED
+    known[image.labels[sure]] = 1
+    return known
 
 
 def _label(dataset: DetectionDataset, index: int, seen: Sequence[str]) -> int:

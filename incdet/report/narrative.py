@@ -34,6 +34,11 @@ def _setting(runs: Sequence[Run], metric: str) -> str:
             f"A classifier that knew {_kinds(sizes[0])} was taught {later}, from images of the new kinds alone. "
             "Trained on without a remedy, a classifier forgets: nothing reminds it of the old ones."
         )
+    if metric == "multi_label_ap":
+        return (
+            f"A classifier that could name {_kinds(sizes[0])} was taught {later}, from images in which only the new "
+            "kinds are labelled. Trained on without a remedy, a classifier forgets: nothing reminds it of the old ones."
+        )
     return (
         f"A detector that could find {_kinds(sizes[0])} was taught {later}, from images in which only the new kinds "
         "are labelled. Trained on without a remedy, a detector forgets: the old objects are in those images too, "
@@ -76,6 +81,11 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
 def _reading(metric: str) -> str:
     if metric.startswith("top1"):
         return f"The numbers are {metric_name(metric)} accuracy in percent: 100 means that every image is recognised."
+    if metric == "multi_label_ap":
+        return (
+            f"The numbers are {metric_name(metric)}, the mean average precision in percent: 100 means that every image "
+            "that shows a kind has a higher score for it than any that does not."
+        )
     return (
         f"The numbers are {metric_name(metric)}, the average precision in percent: 100 means that every object was "
         "found, in its place, and nothing else was."

@@ -20,6 +20,7 @@ METRIC_NAMES = {
     "coco_75": "AP75 (COCO)",
     "top1": "top-1",
     "top1_task": "top-1 within the task",
+    "multi_label_ap": "multi-label mAP",
 }
 
 

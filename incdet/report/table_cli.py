@@ -18,7 +18,7 @@ EPILOG = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="run folders (with results.json)")
-    parser.add_argument("--metric", help="the main metric (default: voc_area_50; for classification top1)")
+    parser.add_argument("--metric", help="the main metric (default: voc_area_50, top1 or multi_label_ap)")
     parser.add_argument("--format", choices=sorted(FORMATS), default="markdown")
     parser.add_argument("--out", type=Path, help="write here instead of to the terminal")
 

@@ -11,6 +11,7 @@ METRICS = {
     "coco": "AP [.5:.95]",
     "top1": "top-1",
     "top1_task": "top-1 in the task",
+    "multi_label_ap": "multi-label mAP",
 }
 
 

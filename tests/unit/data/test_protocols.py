@@ -24,7 +24,7 @@ def test_objects_that_cannot_be_learned_from_do_not_bring_their_image(protocol, 
     assert assign_images(dataset, STREAM, protocol, difficult) == expected
 
 
-@pytest.mark.parametrize("protocol", ["image_split", "loco"])
+@pytest.mark.parametrize("protocol", ["image_split", "loco", "latest_class"])
 def test_the_disjoint_protocols_give_each_usable_image_to_one_task_that_can_use_it(protocol):
     dataset = random_dataset()
     repeated = assign_images(dataset, STREAM, "class_split", "drop")
@@ -63,6 +63,14 @@ def test_image_split_does_not_depend_on_the_order_of_the_files():
 
 def test_loco_gives_an_image_to_the_task_with_most_of_its_objects_and_ties_to_the_earlier():
     assert assign_images(make_dataset("acd", "abd", "ac", "ddab*"), STREAM, "loco") == [[1, 2], [0, 3]]
+
+
+def test_latest_class_decides_and_what_is_later_is_in_no_image():
+    dataset = make_dataset("ab", "aad", "c", "bc", "a", "cd*", "ad?")
+    assert assign_images(dataset, STREAM, "latest_class") == [[0, 4], [1, 2, 3, 5, 6]]
+    assert assign_images(dataset, STREAM, "latest_class", "ignore") == [[0, 4, 6], [1, 2, 3, 5]]
+    manifest = protocol_manifest(random_dataset(), STREAM, "latest_class")
+    assert not any(count for task in manifest["tasks"] for count in task["hidden_future"].values())
 
 
 def test_loco_order_groups_classes_that_share_images():

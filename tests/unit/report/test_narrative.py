@@ -70,3 +70,7 @@ def test_a_classifier_is_not_called_a_detector(make_run):
     assert text.startswith("A classifier that knew 2 kinds")
     assert "detector" not in text
     assert "every image is recognised" in text
+    text = " ".join(narrate([read_run(make_run("b"))], "multi_label_ap"))
+    assert text.startswith("A classifier that could name 2 kinds")
+    assert "detector" not in text
+    assert "has a higher score for it than any that does not" in text
