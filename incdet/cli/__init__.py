@@ -15,6 +15,7 @@ from incdet.errors import IncdetError
 # command: (module, what it does). Modules are imported when their command is called: `incdet evaluate` needs no model.
 COMMANDS = {
     "train": ("incdet.cli.train", "Learn the tasks of a split, test after each, and write a report."),
+    "pretrain": ("incdet.cli.pretrain", "Train a detector's backbone by classification, to start from."),
     "add-classes": ("incdet.cli.add_classes", "Teach a trained model new classes from a folder of new labels."),
     "predict": ("incdet.cli.predict", "Detect objects in images; writes drawn images and a JSON file."),
     "benchmark": ("incdet.cli.benchmark", "Run many configurations with many seeds and keep one table of them."),
