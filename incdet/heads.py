@@ -21,7 +21,11 @@ class CosineLinear(nn.Linear):
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.scale * linear(normalize(features, dim=1), normalize(self.weight, dim=1))
+        return self.scale * self.cosines(features)
+
+    def cosines(self, features: Tensor) -> Tensor:
+        """Of each feature (R, D) and each class weight: (R, K)."""
+        return linear(normalize(features, dim=1), normalize(self.weight, dim=1))
 
 
 def grow_cosine(layer: CosineLinear, rows: int) -> CosineLinear:

@@ -39,7 +39,9 @@ class Learner(nn.Module):
         self.student = student
         self.methods = list(methods)
         self.task = task
-        self.replaced = frozenset(name for method in methods for name in method.replaces)
+        # In the first task there is nothing to remember yet: only a method that changes it replaces anything.
+        acting = [method for method in methods if task.old or method.changes_first_task]
+        self.replaced = frozenset(name for method in acting for name in method.replaces)
         self._teacher = (teacher,)
         self._shares: dict[int, bool] = {}  # which other detectors have the student's frozen stages
 
@@ -57,7 +59,7 @@ class Learner(nn.Module):
         regions = self.student.region_pass(images)
         for method in self.methods:
             method.relabel(images, regions)
-        losses = self.student.losses(images, regions, skip=self._replaced_now())
+        losses = self.student.losses(images, regions, skip=self.replaced)
         student = Pass(self.student, lambda: images, lambda: regions)
         look = partial(self._look, student)
         step = Step(self.task, batch, student, look(self.teacher) if self.teacher is not None else None, look)
@@ -90,10 +92,6 @@ class Learner(nn.Module):
         if id(detector) not in self._shares:
             self._shares[id(detector)] = detector.shares_frozen_stages_with(self.student)
         return self._shares[id(detector)]
-
-    def _replaced_now(self) -> frozenset[str]:
-        """Nothing is replaced in the first task: there is nothing to remember yet."""
-        return self.replaced if self.task.old else frozenset()
 
 
 class TeacherPass(Pass):

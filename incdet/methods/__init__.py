@@ -56,6 +56,7 @@ def build_methods(cfg: _FvcoreNode) -> list[Method]:
 
     Raises:
         MethodError: an unknown name, a name given twice, or two methods that exclude each other.
+        ConfigError: a method cannot run with a value of the configuration.
     """
     names = list(cfg.METHODS)
     classes, problem = {name: method_class(name) for name in names}, problem_of(cfg)
@@ -71,8 +72,11 @@ def build_methods(cfg: _FvcoreNode) -> list[Method]:
         if not kind.combines and len(names) > 1:
             raise MethodError(f"METHODS: {name} cannot be combined, got {names}. {_first_line(kind)}")
     _refuse_contained(classes)
-    _refuse_two_owners(classes)
-    return [kind(cfg.METHOD[name.upper()]) for name, kind in classes.items()]
+    methods = {name: kind(cfg.METHOD[name.upper()]) for name, kind in classes.items()}
+    _refuse_two_owners(methods)
+    for method in methods.values():
+        method.check(cfg)
+    return list(methods.values())
 
 
 def _refuse_contained(classes: dict[str, type[Method]]) -> None:
@@ -86,12 +90,11 @@ def _first_line(kind: type[Method]) -> str:
     return (inspect.getdoc(kind) or "").partition("\n")[0]
 
 
-def _refuse_two_owners(classes: dict[str, type[Method]]) -> None:
-    """A base loss, the aligner's slot and the read-out can each belong to one method only."""
+def _refuse_two_owners(methods: dict[str, Method]) -> None:
+    """A base loss, the aligner's slot, the read-out and the constraints can each belong to one method only."""
     owner: dict[str, str] = {}
-    for name, kind in classes.items():
-        slots = [slot for slot in ("aligner", "read_out") if getattr(kind, slot) is not getattr(Method, slot)]
-        for place in (*kind.replaces, *slots):
+    for name, method in methods.items():
+        for place in (*method.replaces, *method.slots):
             if place in owner:
                 raise MethodError(f"METHODS: both {owner[place]} and {name} provide {place}; keep one of them.")
             owner[place] = name

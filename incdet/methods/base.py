@@ -25,6 +25,7 @@ from incdet.tasks import TaskSpec, TaskStream
 
 # Called with region features (R, D) and the predictor, which makes logits and deltas of them; never given targets.
 RegionReading = Callable[[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]], Tensor]
+SLOTS = ("aligner", "read_out")  # hooks that only one method of a run may have
 
 
 class DetectorLike(Protocol):
@@ -137,7 +138,8 @@ class Method:
         DEFAULTS: the configuration node ``METHOD.<NAME>``, each value with its source in a comment.
         needs_teacher: the engine keeps the previous task's detector beside the student.
         replaces: base losses that this method computes itself, by name.
-        changes_first_task: the first task's model is another with this method, so it cannot share one.
+        changes_first_task: the first task's model is another with this method, so it cannot share one; what it
+            replaces is replaced there too.
         from_scratch: every task starts from the initial weights (joint training).
         works_on: the problems this method is defined for: detection, classification (one label per image), multi_label.
         combines: False where the method stands alone.
@@ -153,6 +155,22 @@ class Method:
 
     def __init__(self, node: CfgNode) -> None:
         self.cfg = node
+
+    def key(self, name: str) -> str:
+        """Where a value of this method is set, for messages."""
+        return f"METHOD.{type(self).__module__.rpartition('.')[2].upper()}.{name}"
+
+    def check(self, cfg: CfgNode) -> None:
+        """Called with the whole configuration before anything runs.
+
+        Raises:
+            ConfigError: the method cannot run with a value of another section.
+        """
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Those of the hooks in ``SLOTS`` that the method has; may depend on its configuration."""
+        return tuple(hook for hook in SLOTS if getattr(type(self), hook) is not getattr(Method, hook))
 
     def task_config(self, cfgs: Sequence[CfgNode]) -> CfgNode:
         """The configuration of the last task in ``cfgs`` (one per task so far), for a schedule of the method's own."""

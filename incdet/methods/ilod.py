@@ -34,10 +34,6 @@ class Ilod(Method):
         if node.BOXES not in ("teacher", "student"):
             raise ConfigError(f"{self.key('BOXES')}: expected teacher or student, got {node.BOXES!r}.")
 
-    def key(self, name: str) -> str:
-        """Where a value of this method is set, for messages."""
-        return f"METHOD.{type(self).__module__.rpartition('.')[2].upper()}.{name}"
-
     def losses(self, step: Step) -> dict[str, Tensor]:
         if step.teacher is None:
             return {}
