@@ -5,6 +5,7 @@
 ``coco_2017_train``, ``coco_2017_val``  ``<root>/coco`` in COCO layout
 ``shapes_train``, ``shapes_test``       ``<root>/shapes``, drawn by ``datasets/make_shapes.py``
 ``digits_train``, ``digits_test``       ``<root>/digits``, written by ``datasets/make_digits.py``: for classification
+``permuted_digits_train``, ``..._test`` ``<root>/permuted_digits``, written by ``make_digits.py --permutations 10``
 ``voc:<folder>:<split>``                any folder in VOC layout; the split ``*`` is every annotation in it
 ``coco:<annotations.json>:<images>``    any COCO file and its folder of images
 ``folders:<folder>:<split>``            ``<folder>/<split>/<class>/<image>``: for classification
@@ -36,7 +37,7 @@ _VOC = {
 }
 _COCO = {f"coco_2017_{split}": f"{split}2017" for split in ("train", "val")}
 _SHAPES = {f"shapes_{split}": split for split in ("train", "test")}
-_DIGITS = {f"digits_{split}": split for split in ("train", "test")}
+_DIGITS = {f"{name}_{split}": (name, split) for name in ("digits", "permuted_digits") for split in ("train", "test")}
 _FREE_FORMS = ("voc:<folder>:<split>", "coco:<annotations.json>:<image folder>", "folders:<folder>:<split>")
 
 
@@ -79,9 +80,10 @@ def _load_one(name: str, root: Path, classes: Sequence[str] | None, report: Repo
         _require_folder(folder, name, f"Draw it by `python datasets/make_shapes.py --output {folder}`")
         return load_voc(folder, _SHAPES[name], classes or SHAPE_CLASSES, name, report)
     if name in _DIGITS:
-        folder = root / "digits"
-        _require_folder(folder, name, f"Write it by `python datasets/make_digits.py --output {folder}`")
-        return load_folders(folder, _DIGITS[name], classes, name, report)
+        folder, split = root / _DIGITS[name][0], _DIGITS[name][1]
+        copies = " --permutations 10" if name.startswith("permuted") else ""
+        _require_folder(folder, name, f"Write it by `python datasets/make_digits.py{copies} --output {folder}`")
+        return load_folders(folder, split, classes, name, report)
     if name in _COCO:
         folder = root / "coco"
         _require_folder(folder, name, "Unpack it by `python datasets/prepare_coco.py`, see datasets/README.md")

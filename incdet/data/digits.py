@@ -1,19 +1,28 @@
-"""Handwritten digits: MNIST's files, or the small ones that scikit-learn brings, as tensors or as folders of images."""
+"""Handwritten digits: MNIST's files, or the small ones that scikit-learn brings, as tensors or as folders of images.
+
+The permuted digits of continual learning are the same images several times over, each time with their pixels in another
+order: as hard for a network without convolutions, and nothing of one order helps with another.
+"""
 
 from __future__ import annotations
 
 import gzip
 import math
+import tempfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from incdet.errors import DataError
-from incdet.files import write_atomic
+from incdet.files import explain_refusal
+from incdet.randomness import derive_seed
 
 HELD_OUT = 4  # every fourth of the bundled digits is a test image (ours)
 _IMAGES, _LABELS = 0x803, 0x801  # what MNIST's files begin with
@@ -44,6 +53,10 @@ class Digits:
             self.test_images[test],
             self.test_labels[test] - 5 * index,
         )
+
+    def permuted(self, order: Tensor) -> Digits:
+        """The same images with their pixels in another order (pixels,)."""
+        return replace(self, train_images=self.train_images[:, order], test_images=self.test_images[:, order])
 
 
 def bundled_digits() -> Digits:
@@ -94,18 +107,62 @@ def _read_idx(folder: Path, name: str, magic: int) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=start).reshape(shape)
 
 
+def permutations(digits: Digits, count: int) -> Iterator[Digits]:
+    """The digits in ``count`` orders of their pixels, their own first; the i-th depends on i alone.
+
+    Kirkpatrick et al., PNAS 2017; its first task as in GPM's release, unpermuted.
+    """
+    yield digits
+    for index in range(1, count):
+        generator = torch.Generator().manual_seed(derive_seed("permuted digits", index))
+        yield digits.permuted(torch.randperm(digits.side**2, generator=generator))
+
+
 def write_digits(digits: Digits, folder: Path) -> None:
     """Writes ``<folder>/{train,test}/<digit>/<number>.png``, as ``incdet.data.folders`` reads them.
 
     Raises:
         IncdetError: the folder exists, or cannot be written.
     """
+    with _new_folder(folder) as draft:
+        _write_images(digits, draft)
+
+
+def write_permuted_digits(digits: Digits, folder: Path, count: int) -> None:
+    """Writes ``<folder>/{train,test}/p<permutation>_<digit>/<number>.png``; sorted, a permutation's are together.
+
+    Args:
+        digits: as they are.
+        folder: a new one.
+        count: of permutations, the digits' own order among them.
+
+    Raises:
+        IncdetError: the folder exists, or cannot be written.
+    """
+    width = len(str(count - 1))
+    with _new_folder(folder) as draft:
+        for index, permuted in enumerate(tqdm(permutations(digits, count), "permutations", count)):
+            _write_images(permuted, draft, f"p{index:0{width}}_")
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A draft that becomes the folder: it appears at once and complete, or not at all."""
     if folder.exists():
         raise DataError(f"{folder} exists already. Remove it, or choose another folder (--output).")
+    with explain_refusal(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".digits-", dir=folder.parent) as workshop:
+            draft = Path(workshop, "digits")
+            yield draft
+            draft.replace(folder)
+
+
+def _write_images(digits: Digits, folder: Path, prefix: str = "") -> None:
     splits = {"train": (digits.train_images, digits.train_labels), "test": (digits.test_images, digits.test_labels)}
     for split, (images, labels) in splits.items():
         for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
             pixels = (image.reshape(digits.side, digits.side) * 255).round().to(torch.uint8).numpy()
-            path = folder / split / str(label) / f"{number:05d}.png"
+            path = folder / split / f"{prefix}{label}" / f"{number:05d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, cv2.imencode(".png", pixels)[1].tobytes())
+            path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
