@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autograd, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from incdet.backends.base import Detector
 from incdet.errors import DivergenceError, MethodError
@@ -42,6 +43,7 @@ class Learner(nn.Module):
         # In the first task there is nothing to remember yet: only a method that changes it replaces anything.
         acting = [method for method in methods if task.old or method.changes_first_task]
         self.replaced = frozenset(name for method in acting for name in method.replaces)
+        self.constraints: dict[str, Tensor] = {}  # of the last step: losses whose gradients bound the step
         self._teacher = (teacher,)
         self._shares: dict[int, bool] = {}  # which other detectors have the student's frozen stages
 
@@ -68,7 +70,42 @@ class Learner(nn.Module):
                 if name in losses:
                     raise MethodError(f"{type(method).__name__} returns the loss {name!r}, which is there already.")
                 losses[name] = value
+        self.constraints = {name: value for method in self.methods for name, value in method.constraints(step).items()}
         return losses
+
+    @contextmanager
+    def around_backward(self, average: Callable[[Tensor], Tensor], scale: float = 1.0) -> Iterator[None]:
+        """Surround the backward pass, before clipping: in a step with constraints, the gradient is projected.
+
+        Args:
+            average: the mean over all processes.
+            scale: what mixed precision multiplies the loss with; the gradients that are left behind have it, too.
+        """
+        if not self.constraints:
+            yield
+            return
+        parameters = list(self._trained.values())
+        # Before the backward pass, which frees what all losses have in common.
+        rows = [
+            parameters_to_vector(autograd.grad(loss * scale, parameters, retain_graph=True, materialize_grads=True))
+            for loss in self.constraints.values()
+        ]
+        constraints = average(torch.stack(rows)) / scale
+        self.constraints = {name: loss.detach() for name, loss in self.constraints.items()}
+        yield
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        projected = self._projected(parameters_to_vector(gradients) / scale, constraints)
+        vector_to_parameters(projected * scale, gradients)
+
+    def _projected(self, gradient: Tensor, constraints: Tensor) -> Tensor:
+        if not (gradient.isfinite().all() and constraints.isfinite().all()):
+            return torch.full_like(gradient, torch.nan)  # mixed precision then skips the step and lowers its scale
+        for method in self.methods:
+            gradient = method.project(gradient, constraints)
+        return gradient
 
     @contextmanager
     def around_update(self) -> Iterator[None]:

@@ -6,9 +6,12 @@ Whatever is random in iteration i follows from (seed, task, i): see ``incdet.ran
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from fvcore.common.config import CfgNode
@@ -53,6 +56,7 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
     log = MetricsLog(log_path, task, start) if fabric.is_global_zero else None
     progress = Progress(f"task {task}", start, solver.MAX_ITER, fabric.is_global_zero)
     loader = train_loader(view, cfg, range(start, solver.MAX_ITER), fabric.global_rank, fabric.world_size)
+    average = cast("Callable[[Tensor], Tensor]", partial(fabric.all_reduce, reduce_op="mean"))
     began = time.perf_counter() - seconds
 
     with closing(progress):  # an error message begins on a line of its own
@@ -62,9 +66,10 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
             set_learning_rate(optimizer, rate)
             losses = wrapped(Sealed(batch.to(fabric.device)))
             total = sum(losses.values())
-            check_losses(losses, iteration)
+            check_losses(losses | learner.constraints, iteration)
             optimizer.zero_grad(set_to_none=True)
-            fabric.backward(total)
+            with learner.around_backward(average, _loss_scale(fabric)):
+                fabric.backward(total)
             _clip_gradients(solver.CLIP_GRADIENTS, wrapped, optimizer, fabric)
             with learner.around_update():
                 optimizer.step()
@@ -75,11 +80,11 @@ def train_task(learner: Learner, view: TaskView, cfg: CfgNode, fabric: Fabric, f
             progress.advance(len(batch) * fabric.world_size)
             if done % cfg.LOG_PERIOD == 0 or done == solver.MAX_ITER:
                 values = _values(losses)
+                loss = sum(values.values())
+                values |= _values(learner.constraints)
                 throughput = progress.show(values, rate)
                 if log is not None:
-                    log.write(
-                        task, iteration, {"loss": sum(values.values()), **values, "lr": rate, "img_per_s": throughput}
-                    )
+                    log.write(task, iteration, {"loss": loss, **values, "lr": rate, "img_per_s": throughput})
             due = solver.CHECKPOINT_PERIOD and done % solver.CHECKPOINT_PERIOD == 0 and done < solver.MAX_ITER
             if due and fabric.is_global_zero:
                 state.save(folder / "state.pt", done, time.perf_counter() - began)
@@ -96,6 +101,12 @@ def _initial_state(learner: Learner, solver: CfgNode, fabric: Fabric) -> TaskSta
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(solver.EMA_DECAY)) if solver.EMA_DECAY else None
     optimizer = build_optimizer(solver, student)
     return TaskState(student, optimizer, average, fabric.strategy.precision, learner.methods)
+
+
+def _loss_scale(fabric: Fabric) -> float:
+    """What the gradients are multiplied with until they are clipped or applied, so that 16 bits can hold them."""
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    return 1.0 if scaler is None else scaler.get_scale()
 
 
 def _clip_gradients(node: CfgNode, module: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric) -> None:

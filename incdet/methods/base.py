@@ -25,7 +25,7 @@ from incdet.tasks import TaskSpec, TaskStream
 
 # Called with region features (R, D) and the predictor, which makes logits and deltas of them; never given targets.
 RegionReading = Callable[[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]], Tensor]
-SLOTS = ("aligner", "read_out")  # hooks that only one method of a run may have
+SLOTS = ("aligner", "read_out", "constraints")  # hooks that only one method of a run may have
 
 
 class DetectorLike(Protocol):
@@ -39,6 +39,9 @@ class DetectorLike(Protocol):
 
     @property
     def classifier(self) -> nn.Linear: ...
+
+    @property
+    def classifier_rows(self) -> list[int]: ...
 
     @property
     def box_head(self) -> nn.Module: ...
@@ -203,6 +206,30 @@ class Method:
     def losses(self, step: Step) -> dict[str, Tensor]:
         """New loss terms, or base losses under their own names; each is summed with weight one."""
         return {}
+
+    def constraints(self, step: Step) -> dict[str, Tensor]:
+        """Losses that the step must not raise: they are logged, but not summed; ``project`` is given their gradients.
+
+        At most one method of a run has them. The names, and how many there are, must be the same on every process: one
+        whose images say nothing of a constraint gives a zero that hangs on the student.
+        """
+        return {}
+
+    def project(self, gradient: Tensor, constraints: Tensor) -> Tensor:
+        """The gradient that is applied in the place of the losses' own; called in steps with constraints only.
+
+        Both are means over all processes, in float32, without the scale of mixed precision, and before clipping; all
+        trained parameters of the student lie in them one after the other, with zeros where a loss does not reach.
+        Momentum and weight decay come afterwards: what they add is not projected.
+
+        Args:
+            gradient: (P,) of the sum of all losses.
+            constraints: (k, P) of each constraint, in the order that ``constraints`` gave.
+
+        Returns:
+            (P,).
+        """
+        return gradient
 
     def aligner(self, folder: Path) -> RegionReading | None:
         """What moves region features before the predictor, at prediction: (R, D) to (R, D).

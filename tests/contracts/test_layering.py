@@ -13,7 +13,7 @@ MAX_LINES = 400
 # with every backend, a loss with no configuration. Two modules are rooms of their own because everyone needs them.
 ROOMS = (
     {"structures", "errors"},
-    {"losses", "files", "config.node", "tasks", "heads", "optim", "randomness", "subspace", "thresholds"},
+    {"losses", "files", "config.node", "tasks", "heads", "optim", "randomness", "projection", "subspace", "thresholds"},
     {"tensors"},
     {"data", "align"},
     {"evaluation"},
