@@ -30,8 +30,13 @@ def group_means(ap: PerClass, old: Sequence[str], new: Sequence[str]) -> dict[st
 
 
 def average_incremental(seen_by_task: Sequence[float | None]) -> float | None:
-    """(1/T) sum_t mAP_t(classes seen at t), the first task included (Rebuffi et al., iCaRL, CVPR 2017, section 4)."""
+    """(1/T) sum_t mAP_t(classes seen at t) over the given tasks (Rebuffi et al., iCaRL, CVPR 2017, section 4)."""
     return mean(seen_by_task) if None not in seen_by_task else None
+
+
+def average_accuracy(matrix: Matrix) -> float | None:
+    """ACC: mean over k <= T of ``a[T][k]``, tasks weigh the same (Lopez-Paz and Ranzato, GEM, NeurIPS 2017, eq. 2)."""
+    return mean(matrix[-1]) if None not in matrix[-1] else None
 
 
 def forgetting(matrix: Matrix) -> float | None:

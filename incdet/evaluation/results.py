@@ -154,7 +154,7 @@ def _summary(
     steps: Sequence[PerClass], matrix: incremental.Matrix, tasks: Sequence[tuple[str, ...]]
 ) -> dict[str, float | None]:
     """What the run alone says; ``steps`` is the AP per class after each task."""
-    last = steps[-1]
+    last, seen = steps[-1], _seen_by_task(steps, tasks)
     groups = incremental.group_means(last, _join(tasks[:-1]), tasks[-1])
     return {
         "old": groups["old"],
@@ -162,7 +162,9 @@ def _summary(
         "all": groups["seen"],
         "base_old": incremental.mean_ap(last, tasks[0]),
         "base_new": incremental.mean_ap(last, _join(tasks[1:])),
-        "average_incremental": incremental.average_incremental(_seen_by_task(steps, tasks)),
+        "average_incremental": incremental.average_incremental(seen),
+        "average_incremental_after_base": incremental.average_incremental(seen[1:]),
+        "acc": incremental.average_accuracy(matrix),
         "forgetting": incremental.forgetting(matrix),
         "fpp": incremental.forgetting_percentage_points(matrix),
         "bwt": incremental.backward_transfer(matrix),

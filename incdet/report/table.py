@@ -222,6 +222,9 @@ def _columns(metric: str, joint: float | None, finetune_step: float | None) -> t
     columns.append(Column(f"old_before_{metric}", f"old before {metric_name(metric)}", 1, old_before))
     columns += [score(metric, "base_old", "first task"), score(metric, "forgetting", "forgetting")]
     columns.append(score(metric, "average_incremental", "average incremental"))
+    if metric.startswith("top1"):  # what the literature on classification prints beside it
+        columns.append(score(metric, "average_incremental_after_base", "average incremental after base"))
+        columns.append(score(metric, "acc", "ACC"))
     columns.append(Column("memory_megabytes", "memory (MB)", 2, megabytes))
     columns.append(Column("train_minutes", "training (min)", 1, minutes))
     if finetune_step:

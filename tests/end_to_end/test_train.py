@@ -20,8 +20,8 @@ PROTOCOL = {
     "held_out", "memory", "seed", "backend", "model", "commit", "version", "stamps",
 }  # fmt: skip
 SUMMARY = {
-    "old", "new", "all", "base_old", "base_new", "average_incremental", "forgetting", "fpp", "bwt", "harmonic_mean",
-    "group_average",
+    "old", "new", "all", "base_old", "base_new", "average_incremental", "average_incremental_after_base", "acc",
+    "forgetting", "fpp", "bwt", "harmonic_mean", "group_average",
 }  # fmt: skip
 
 

@@ -51,6 +51,13 @@ def test_groups_weigh_classes_not_groups():
 def test_average_incremental():
     assert incremental.average_incremental([0.8, 0.65, 0.7]) == pytest.approx(2.15 / 3)
     assert incremental.average_incremental([0.8, None]) is None
+    assert incremental.average_incremental([]) is None
+
+
+def test_average_accuracy_weighs_tasks():
+    assert incremental.average_accuracy(MATRIX) == pytest.approx((0.7 + 0.5 + 0.9) / 3)
+    assert incremental.average_accuracy([[0.8]]) == 0.8
+    assert incremental.average_accuracy([[0.8], [None, 0.7]]) is None
 
 
 def test_gaps_as_printed_for_erd_on_coco():

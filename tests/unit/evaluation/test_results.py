@@ -92,6 +92,7 @@ def test_a_run(results, protocol):
     assert run["matrix"]["voc_area_50"] == [[1.0], [0.5, 0.5]]
     assert run["summary"]["voc_area_50"] == {
         "old": 0.5, "new": 0.5, "all": 0.5, "base_old": 0.5, "base_new": 0.5, "average_incremental": 0.75,
+        "average_incremental_after_base": 0.5, "acc": 0.5,
         "forgetting": 0.5, "fpp": 0.5, "bwt": -0.5, "harmonic_mean": 0.5, "group_average": 0.5,
     }  # fmt: skip
     assert run["tasks"] == results
@@ -108,6 +109,7 @@ def test_a_run_of_three_tasks_against_joint():
         {
             "old": 1.6 / 3, "new": 0.8, "all": 0.6, "base_old": 0.5, "base_new": 0.7,
             "average_incremental": (0.7 + 0.7 + 0.6) / 3,
+            "average_incremental_after_base": (0.7 + 0.6) / 2, "acc": (0.5 + 0.6 + 0.8) / 3,
             "forgetting": ((0.7 - 0.5) + (0.9 - 0.6)) / 2, "fpp": 0.2, "bwt": -0.25,
             "harmonic_mean": 2 * 1.6 / 3 * 0.8 / (1.6 / 3 + 0.8), "group_average": (1.6 / 3 + 0.8) / 2,
             "joint": 0.85, "abs_gap": 0.25, "rel_gap": 0.25 / 0.85,
@@ -122,6 +124,7 @@ def test_a_run_of_three_tasks_against_joint():
 def test_an_unfinished_run_is_summed_up_to_where_it_came(results, protocol):
     summary = run_results("half", [], protocol, results[:1])["summary"]["voc_area_50"]
     assert (summary["all"], summary["old"], summary["forgetting"]) == (1.0, None, None)
+    assert (summary["acc"], summary["average_incremental_after_base"]) == (1.0, None)
 
 
 @pytest.mark.parametrize("order", [[], [1], [0, 0], [1, 0], [0, 1, 1]])
