@@ -6,7 +6,8 @@ backbone has the names and the stages of a detector's, so that weights go from o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -26,6 +27,9 @@ from incdet.structures import IGNORED, Batch, Detections, ImageOutputs, RegionOu
 from incdet.tasks import parse_split
 
 HEADS = ("linear", "cosine")
+
+# A context in which the classifier computes what one of its heads is to read.
+Condition = Callable[[Detector], AbstractContextManager[None]]
 
 
 class Trunk(nn.Module):
@@ -55,6 +59,8 @@ class Classifier(Detector):
         std: the same.
         input_format: RGB or BGR.
     """
+
+    conditions: Sequence[Condition] | None = None  # one per head
 
     def __init__(
         self,
@@ -117,7 +123,8 @@ class Classifier(Detector):
     # ------------------------------------------------------------------ from pixels to logits
 
     def image_pass(self, batch: Batch) -> ImageOutputs:
-        pixels = torch.stack([self._resized(image) for image in batch.images])
+        size = self._size()
+        pixels = torch.stack([self._resized(image, size) for image in batch.images])
         outputs = self._look((pixels - self.mean) / self.std)
         outputs.targets = batch.targets
         return outputs
@@ -141,13 +148,14 @@ class Classifier(Detector):
             image_sizes=[(height, width)] * count,
         )
 
-    def _resized(self, image: Tensor) -> Tensor:
+    def _size(self) -> int:
+        """The side of a batch's images."""
+        if not self.training:
+            return self.test_size
+        return self.sizes[int(torch.randint(len(self.sizes), ()))] if len(self.sizes) > 1 else self.sizes[0]
+
+    def _resized(self, image: Tensor, size: int) -> Tensor:
         """The image as a square in the backbone's order of channels."""
-        size = self.test_size
-        if self.training and len(self.sizes) > 1:
-            size = self.sizes[int(torch.randint(len(self.sizes), ()))]
-        elif self.training:
-            size = self.sizes[0]
         image = image if self.input_format == "RGB" else image.flip(0)
         if image.shape[-2:] == (size, size):
             return image
@@ -209,6 +217,17 @@ class Classifier(Detector):
             competing = head_of[regions.labels.clamp(min=0), None] == head_of
             regions = replace(regions, logits=regions.logits.masked_fill(~competing, -torch.inf))
         return region_losses(regions, smooth_l1(1.0), {*skip, "loss_box_reg"})
+
+    def read(self, outputs: ImageOutputs) -> tuple[Tensor, Tensor]:
+        """Logits as they are predicted from; where every head has a condition, its own are of a look under that one."""
+        if self.conditions is None:
+            return super().read(outputs)
+        parts = []
+        for head, condition in enumerate(self.conditions):
+            with condition(self):
+                logits, deltas = super().read(self.image_pass_like(outputs))
+            parts.append(logits.split(self.heads, dim=1)[head])
+        return torch.cat(parts, dim=1), deltas
 
     def detections(
         self, outputs: ImageOutputs, logits: Tensor, deltas: Tensor, images: list[Tensor]

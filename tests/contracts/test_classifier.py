@@ -65,6 +65,15 @@ def test_the_loss_is_cross_entropy_and_weights_count(model):
     assert torch.allclose(model.losses(images, regions)["loss_cls"], alone)
 
 
+def test_a_batch_has_one_of_several_sizes():
+    model = classifier("INPUT.MIN_SIZE_TRAIN", (32, 48, 64))
+    torch.manual_seed(0)
+    sizes = [model.image_pass(batch(0, 1)).image_sizes for _ in range(20)]
+    assert all(first == second for first, second in sizes)
+    assert {side for (side, _), _ in sizes} == {32, 48, 64}
+    assert model.eval().image_pass(batch(0)).image_sizes == [(32, 32)]
+
+
 def test_heads_compete_among_their_own_classes_only():
     model = classifier("MODEL.CLASSIFIER.MULTI_HEAD", True)
     model.expand_classes(2)
