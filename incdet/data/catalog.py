@@ -6,6 +6,7 @@
 ``shapes_train``, ``shapes_test``       ``<root>/shapes``, drawn by ``datasets/make_shapes.py``
 ``digits_train``, ``digits_test``       ``<root>/digits``, written by ``datasets/make_digits.py``: for classification
 ``permuted_digits_train``, ``..._test`` ``<root>/permuted_digits``, written by ``make_digits.py --permutations 10``
+``cifar100_train``, ``cifar100_test``   ``<root>/cifar100``, written by ``prepare_cifar.py``: for classification
 ``voc:<folder>:<split>``                any folder in VOC layout; the split ``*`` is every annotation in it
 ``coco:<annotations.json>:<images>``    any COCO file and its folder of images
 ``folders:<folder>:<split>``            ``<folder>/<split>/<class>/<image>``: for classification
@@ -38,6 +39,7 @@ _VOC = {
 _COCO = {f"coco_2017_{split}": f"{split}2017" for split in ("train", "val")}
 _SHAPES = {f"shapes_{split}": split for split in ("train", "test")}
 _DIGITS = {f"{name}_{split}": (name, split) for name in ("digits", "permuted_digits") for split in ("train", "test")}
+_CIFAR = {f"cifar100_{split}": split for split in ("train", "test")}
 _FREE_FORMS = ("voc:<folder>:<split>", "coco:<annotations.json>:<image folder>", "folders:<folder>:<split>")
 
 
@@ -84,6 +86,11 @@ def _load_one(name: str, root: Path, classes: Sequence[str] | None, report: Repo
         copies = " --permutations 10" if name.startswith("permuted") else ""
         _require_folder(folder, name, f"Write it by `python datasets/make_digits.py{copies} --output {folder}`")
         return load_folders(folder, split, classes, name, report)
+    if name in _CIFAR:
+        folder = root / "cifar100"
+        remedy = f"Write it by `python datasets/prepare_cifar.py cifar-100-binary.tar.gz --output {folder}`"
+        _require_folder(folder, name, remedy)
+        return load_folders(folder, _CIFAR[name], classes, name, report)
     if name in _COCO:
         folder = root / "coco"
         _require_folder(folder, name, "Unpack it by `python datasets/prepare_coco.py`, see datasets/README.md")
@@ -106,13 +113,13 @@ def _require_folder(folder: Path, name: str, remedy: str) -> None:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, (*known_names(), *_DIGITS), n=1)
+    near = difflib.get_close_matches(name, (*known_names(), *_DIGITS, *_CIFAR), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"Unknown data set {name!r}.{hint} Known: {_describe_names()}."
 
 
 def _describe_names() -> str:
-    return ", ".join((*known_names(), *_DIGITS, *_FREE_FORMS))
+    return ", ".join((*known_names(), *_DIGITS, *_CIFAR, *_FREE_FORMS))
 
 
 def _join(name: str, parts: list[DetectionDataset], report: Report) -> DetectionDataset:
