@@ -42,11 +42,11 @@ class Mbpa(Method):
 
     DEFAULTS: ClassVar = {  # all ours: the paper's are not at hand
         "KEYS_PER_CLASS": 100,  # features stored
-        "NEIGHBOURS": 32,
+        "NEIGHBOURS": 64,
         "EPSILON": 1e-3,  # a neighbour's weight is 1 / (EPSILON + squared distance)
         "STEPS": 10,
         "RATE": 0.1,  # of the steps
-        "PULL": 1.0,  # alpha_M: the smaller it is, the harder a classifier is pulled back to the model's
+        "PULL": 10.0,  # alpha_M: the smaller it is, the harder a classifier is pulled back to the model's
         "DRIFT": "ridge",  # none, shift, ridge or sdc: how old features move, incdet/align/drift.py
         "RIDGE_STRENGTH": RIDGE_STRENGTH,  # of ridge
         "BANDWIDTH": 0.15,  # of sdc, as a share of the median distance
@@ -147,7 +147,14 @@ class LocalAdaptation(nn.Module):
 
 
 def adapted_logits(
-    queries: Tensor, keys: Tensor, logits: Tensor, targets: Tensor, weights: Tensor, steps: int, rate: float, pull: float
+    queries: Tensor,
+    keys: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    steps: int,
+    rate: float,
+    pull: float,
 ) -> Tensor:
     """How the logits (R, K) of queries change when a linear classifier takes gradient steps for each of them.
 

@@ -6,6 +6,8 @@ classes that came later are in it too, unlabelled (ABR calls this the foreground
 
 from __future__ import annotations
 
+import hashlib
+import io
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from torch import Tensor
 
+from incdet.data.images import read_image
 from incdet.data.views import TrainImage
 from incdet.errors import DataError
-from incdet.files import atomic_path, read_json, write_json
+from incdet.files import atomic_path, read_json, write_atomic, write_json
 
 SCHEMA = 1
 _ARRAYS = ("boxes", "labels", "weights", "use_rpn", "use_roi")
@@ -29,6 +34,7 @@ class Exemplar:
     image: TrainImage  # source "memory"
     kept_for: int  # the class (stream label) it was chosen for
     rank: int  # 0 = chosen first for that class; shrinking a memory drops the highest ranks
+    pixels: Tensor | None = None  # (3, h, w) in [0, 1], to be stored instead of the image's own
 
 
 def memory_size(folder: Path) -> dict[str, int]:
@@ -44,12 +50,7 @@ def save_memory(folder: Path, exemplars: Sequence[Exemplar]) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     entries = []
     for exemplar in exemplars:
-        record = exemplar.image.record
-        stored = folder / "images" / f"{record.image_id.replace('/', '_')}{record.path.suffix}"
-        if not stored.exists():
-            with atomic_path(stored) as temporary:
-                shutil.copyfile(record.path, temporary)
-        entries.append(_entry(exemplar, stored.name))
+        entries.append(_entry(exemplar, _store(exemplar, folder / "images")))
     write_json(folder / "memory.json", {"schema": SCHEMA, "exemplars": entries}, indent=None)
     wanted = {entry["file"] for entry in entries}
     for file in (folder / "images").iterdir():
@@ -80,6 +81,13 @@ def load_memory(folder: Path, dataset_images: Mapping[str, Any]) -> list[Exempla
         ) from error
 
 
+def pixels_of(exemplar: Exemplar) -> Tensor:
+    """An exemplar's pixels (3, h, w) in [0, 1]: its own where it has some, else its image's."""
+    if exemplar.pixels is not None:
+        return exemplar.pixels
+    return read_image(exemplar.image.record.path).float().div_(255)
+
+
 def stored_images(exemplars: Sequence[Exemplar]) -> list[TrainImage]:
     """Each image once, though it may be kept for several classes, with the labels of all tasks that kept it."""
     images: dict[str, TrainImage] = {}
@@ -87,6 +95,26 @@ def stored_images(exemplars: Sequence[Exemplar]) -> list[TrainImage]:
         image_id = image.record.image_id
         images[image_id] = _joined(images[image_id], image) if image_id in images else image
     return list(images.values())
+
+
+def _store(exemplar: Exemplar, folder: Path) -> str:
+    """Write an exemplar's image where it is not there yet; returns the file's name."""
+    record = exemplar.image.record
+    name = record.image_id.replace("/", "_")
+    if exemplar.pixels is None:
+        stored = folder / f"{name}{record.path.suffix}"
+        if not stored.exists():
+            with atomic_path(stored) as temporary:
+                shutil.copyfile(record.path, temporary)
+        return stored.name
+    levels = (255 * exemplar.pixels.detach().clamp(0, 1)).round().byte()
+    file = io.BytesIO()
+    Image.fromarray(levels.permute(1, 2, 0).cpu().numpy()).save(file, format="PNG")
+    # Other pixels make another file: the one that the list on disk names stays until there is a new list.
+    stored = folder / f"{name}.{hashlib.blake2b(file.getvalue(), digest_size=4).hexdigest()}.png"
+    if not stored.exists():
+        write_atomic(stored, file.getvalue())
+    return stored.name
 
 
 def _joined(image: TrainImage, other: TrainImage) -> TrainImage:
