@@ -11,6 +11,7 @@ from torch import nn
 
 from incdet.backends import load_detector
 from incdet.backends.base import Detector, RegionTransform
+from incdet.backends.classifier import Classifier
 from incdet.config import get_cfg
 from incdet.methods import build_methods
 from incdet.methods.base import Method
@@ -31,7 +32,7 @@ def load_predictor(path: Path) -> tuple[Detector, tuple[str, ...], CfgNode]:
 
 
 def install_slots(detector: Detector, methods: Sequence[Method], folder: Path) -> None:
-    """Give the detector its aligner and its other reading, where a method has them.
+    """Give the detector its aligner, its other reading and its heads' conditions, where a method has them.
 
     Args:
         detector: a trained one, on its device.
@@ -48,3 +49,6 @@ def install_slots(detector: Detector, methods: Sequence[Method], folder: Path) -
         if isinstance(reading, nn.Module):
             reading = partial(reading.to(device))  # a module would become a part of the detector and of its weights
         setattr(detector, slot, reading)
+    if isinstance(detector, Classifier):
+        found_conditions = (method.conditions(folder) for method in methods)
+        detector.conditions = next((conditions for conditions in found_conditions if conditions is not None), None)

@@ -25,6 +25,8 @@ from incdet.tasks import TaskSpec, TaskStream
 
 # Called with region features (R, D) and the predictor, which makes logits and deltas of them; never given targets.
 RegionReading = Callable[[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]], Tensor]
+# A context in which a detector computes what one of its heads is to read.
+Condition = Callable[[Any], AbstractContextManager[None]]
 SLOTS = ("aligner", "read_out", "constraints")  # hooks that only one method of a run may have
 
 
@@ -241,6 +243,10 @@ class Method:
 
     def read_out(self, folder: Path) -> RegionReading | None:
         """What reads region features in the predictor's place, at prediction: (R, D) to logits (R, K + 1)."""
+        return None
+
+    def conditions(self, folder: Path) -> Sequence[Condition] | None:
+        """One per head of a classifier with a head per task: how its images are to be seen for that head."""
         return None
 
     def around_update(self, parameters: Mapping[str, nn.Parameter]) -> AbstractContextManager[None]:
