@@ -20,6 +20,7 @@ from incdet.tensors import load_tensors, save_tensors
 
 FILE = "class_means.safetensors"
 KIND = "class_means"
+SHARPNESS = 16.0  # of the softmax that makes scores of cosines: they say how sure a class is, not which it is. Ours
 _REMEDY = "It belongs beside the model.safetensors of its task: copy both, or learn that task again."
 
 
@@ -52,10 +53,10 @@ def class_means(images: Sequence[TrainImage], features: Sequence[Tensor], classe
 
 
 class NearestMean(nn.Module):
-    """Reads features by their cosine with the mean of each class. Fits a read-out's slot.
+    """Reads features by the nearest mean, in a read-out's slot.
 
     Args:
-        means: (K, D) of unit length. Among these the nearest to a feature of unit length has the largest cosine.
+        means: (K, D) of unit length, so that the nearest to a feature of unit length has the largest cosine with it.
     """
 
     def __init__(self, means: Tensor) -> None:
@@ -64,8 +65,8 @@ class NearestMean(nn.Module):
         self.register_buffer("means", means)
 
     def forward(self, features: Tensor, predictor: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-        """The cosines (R, K) of features (R, D), for logits; the predictor is not asked."""
-        return normalize(features.float(), dim=1) @ self.means.T
+        """Logits (R, K) of features (R, D): scaled cosines with the means. The predictor is not asked."""
+        return SHARPNESS * normalize(features.float(), dim=1) @ self.means.T
 
 
 def save_means(folder: Path, means: Tensor, classes: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ CHOICES = {
     "heads": ("MODEL.CLASSIFIER.MULTI_HEAD", True),
     "mlp": ("MODEL.BACKBONE.NAME", "mlp"),
 }
+NEEDS = {"lucir": ("MODEL.CLASSIFIER.HEAD", "cosine")}  # what a method refuses to run without
 
 
 def classifier(*overrides, classes: int = 2) -> Detector:
@@ -174,10 +175,12 @@ def test_a_classifier_is_of_no_library():
         build_detector(cfg, 2)
 
 
+@pytest.mark.parametrize("overrides", CHOICES.values(), ids=CHOICES.keys())
 @pytest.mark.parametrize("name", method_names("classification"))
-def test_methods_for_classification_take_a_step(model, name):
-    cfg = tiny_config("fpn", "TASK", "classification", "METHODS", (name,))
-    methods = build_methods(cfg)
+def test_methods_for_classification_take_a_step(overrides, name):
+    keys = (*overrides, *NEEDS.get(name, ()))
+    methods = build_methods(tiny_config("fpn", "TASK", "classification", "METHODS", (name,), *keys))
+    model = classifier(*keys)
     student = copy.deepcopy(model)
     student.expand_classes(2)
     learner = Learner(student, freeze_copy(model), methods, SECOND)

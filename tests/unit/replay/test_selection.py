@@ -79,6 +79,20 @@ def test_herding_equals_the_greedy_choice_by_brute_force(seed):
     assert rank_herding([torch.from_numpy(row) for row in features], count) == greedy(features, count)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_herding_of_directions_follows_the_largest_product_with_what_is_missing(seed):
+    """How iCaRL's and LUCIR's releases choose: w begins as the mean, and each choice adds the mean less itself."""
+    features = torch.nn.functional.normalize(torch.randn(9, 3, generator=seeded(seed), dtype=torch.float64), dim=1)
+    mean = features.mean(dim=0)
+    missing, chosen = mean.clone(), []
+    for _ in range(9):
+        products = features @ missing
+        products[chosen] = -torch.inf
+        chosen.append(int(products.argmax()))
+        missing += mean - features[chosen[-1]]
+    assert rank_herding(list(features), 9) == chosen
+
+
 def test_herding_starts_with_the_best_single_image():
     features = torch.randn(8, 4, generator=seeded(0), dtype=torch.float64)
     target = features.mean(dim=0)
