@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, nms
 
 from incdet.data.records import DetectionDataset
 from incdet.data.views import TaskView, TrainImage
@@ -60,6 +60,9 @@ class PseudoLabel(Method):
         "SCORE_ROI": 0.7,  # a detection from here on is a region target
         "SCORE_IGNORE": 0.3,  # from here on, a region on the detection is at least not background. Ours
         "DROP_IOU": 0.7,  # a detection that overlaps a labelled object more than this is dropped
+        # Of detections that overlap more than this only the surest stays, whatever their classes: one object has one
+        # class. 1 keeps all, as the sources do. Ours
+        "ONE_OBJECT_IOU": 1.0,
     }
     needs_teacher = True
 
@@ -120,7 +123,8 @@ class PseudoLabel(Method):
         for image in view.images:
             one = Found(all_found.boxes, all_found.scores, all_found.labels).select(rows[image.record.image_id])
             unlabelled = ~np.isin(one.labels, list(image.labelled))
-            found.append(one.select(unlabelled & (largest_overlap(one.boxes, image.boxes) <= self.cfg.DROP_IOU)))
+            one = one.select(unlabelled & (largest_overlap(one.boxes, image.boxes) <= self.cfg.DROP_IOU))
+            found.append(one.select(surest_of_overlapping(one, self.cfg.ONE_OBJECT_IOU)))
         return found
 
     def _thresholds(self, found: Sequence[Found], num_old: int) -> Thresholds:
@@ -145,6 +149,11 @@ class PseudoLabel(Method):
             use_rpn=np.concatenate([image.use_rpn, found.scores >= thresholds.rpn[found.labels]]),
             use_roi=np.concatenate([image.use_roi, found.scores >= thresholds.roi[found.labels]]),
         )
+
+
+def surest_of_overlapping(found: Found, iou: float) -> np.ndarray:
+    """The rows of the detections that overlap no surer one, of whatever class, by more than ``iou``."""
+    return nms(torch.from_numpy(found.boxes), torch.from_numpy(found.scores), iou).sort().values.numpy()
 
 
 def largest_overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

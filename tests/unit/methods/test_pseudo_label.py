@@ -81,6 +81,18 @@ def test_a_detection_on_a_labelled_object_is_dropped(world, method):
     assert image.labels.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize(("iou", "taught"), [(1.0, [0, 1, 0]), (0.8, [0, 1, 0]), (0.7, [1, 0])])
+def test_one_object_gets_the_surest_class_alone(world, iou, taught):
+    """A shift of 5 leaves 25 of 35 pixels in common, and one to the first place has nothing in common."""
+    cfg = get_cfg()
+    cfg.merge_from_list(["METHOD.PSEUDO_LABEL.ONE_OBJECT_IOU", iou])
+    boxes = ([60.0, 30.0, 90.0, 60.0], [65.0, 30.0, 95.0, 60.0])
+    found = detections((boxes[0], 0.8, 0), (boxes[1], 0.9, 1), ([1.0, 70.0, 20.0, 90.0], 0.75, 0))
+    context = second_task(world, {"im0": found})
+    image = by_id(PseudoLabel(cfg.METHOD.PSEUDO_LABEL).training_data(context.view, context))["im0"]
+    assert [label for label, use in zip(image.labels, image.use_roi, strict=True) if use and label < 2] == taught
+
+
 def test_detections_of_a_class_that_is_labelled_in_the_image_are_skipped(world, method):
     context = second_task(world, {"im2": detections((ELSEWHERE, 0.9, 0), ([60.0, 4.0, 80.0, 24.0], 0.9, 1))})
     stored = replace(by_id(context.view)["im2"], labelled=frozenset({0}), source="memory")
