@@ -9,7 +9,8 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from incdet.backends.base import Detector
-from incdet.backends.weights import load_into, load_weights, read_model
+from incdet.backends.pretrained import load_pretrained
+from incdet.backends.weights import load_into, read_model
 from incdet.errors import CheckpointError, ConfigError
 
 BACKENDS = ("torchvision", "detectron2")
@@ -38,9 +39,7 @@ def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
     _refuse_strays(cfg)
     detector = _build(cfg, num_classes)
     if cfg.MODEL.WEIGHTS:
-        pixels = cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_STD
-        report = load_into(detector, load_weights(cfg.MODEL.WEIGHTS, pixels), source=cfg.MODEL.WEIGHTS)
-        print(f"{cfg.MODEL.WEIGHTS}: {report}")
+        load_pretrained(detector, cfg, cfg.MODEL.WEIGHTS)
     return detector
 
 

@@ -1,7 +1,8 @@
 """Weights from the files the field uses, into a model under other names; no file can run code here.
 
-``MODEL.WEIGHTS`` may name a torchvision enum, a safetensors, ``.pth``, detectron2 ``.pkl`` or ``.npz`` file. Names are
-brought to torchvision's. A file that is damaged, unsafe or of another network raises ``CheckpointError``.
+``MODEL.WEIGHTS`` may name a torchvision enum, a safetensors, ``.pth``, detectron2 ``.pkl`` or ``.npz`` file, or the
+folder of a run or of a task. Names are brought to torchvision's. A file that is damaged, unsafe or of another network
+raises ``CheckpointError``.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import pickle
-import re
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -19,23 +19,28 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
+import yaml
 from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, get_weight, list_models
 
+from incdet.backends.models import weights_file
+from incdet.backends.names import (
+    BODY,
+    CAFFE2_PIXELS,
+    DETECTOR_PREFIXES,
+    IMAGENET_PIXELS,
+    Pixels,
+    State,
+    for_pixels,
+    from_caffe2,
+    match_names,
+    torchvision_name,
+)
 from incdet.errors import CheckpointError
 from incdet.files import write_atomic
 
 TORCHVISION = "torchvision://"
-State = dict[str, Tensor]
-
-# Where a classification network's parts live in a detector, tried in this order after the exact name. The last
-# stage is the box head of a C4 detector; an FPN detector has it in its body, which comes first.
-DETECTOR_PREFIXES = (("", "backbone.body."), ("features.", "backbone.body."), ("layer4.", "roi_heads.box_head."))
-
-# What a network sees: the order of its channels, and the deviation they are divided by, of pixels from 0 to 255.
-Pixels = tuple[str, Sequence[float]]
-IMAGENET_PIXELS: Pixels = ("RGB", (58.395, 57.12, 57.375))
 
 
 class Stored(NamedTuple):
@@ -44,6 +49,15 @@ class Stored(NamedTuple):
     tensors: State
     caffe2: bool  # in Caffe2's layout, as detectron2's ``MSRA/R-50.pkl``
     by_suffix: bool  # the file asks for its names to be matched by their endings (``matching_heuristics``)
+    config: Mapping[str, Any] | None = None  # what incdet trained the file with, where incdet wrote it
+
+    @property
+    def pixels(self) -> Pixels | None:
+        """What the network of the file saw, where that is known."""
+        if self.config is None:
+            return CAFFE2_PIXELS if self.caffe2 else None
+        model = self.config["MODEL"]
+        return Pixels(self.config["INPUT"]["FORMAT"], tuple(model["PIXEL_MEAN"]), tuple(model["PIXEL_STD"]))
 
 
 @dataclass(frozen=True)
@@ -71,34 +85,41 @@ class MatchReport:
 def load_weights(source: str | Path, pixels: Pixels = IMAGENET_PIXELS) -> State:
     """The tensors of a file or of a torchvision enum, on the CPU, under torchvision's names where they have one.
 
-    Files in Caffe2's layout expect BGR pixels that are not divided; their first convolution is rewritten for what the
-    model sees, which gives the same outputs. Other files are taken to be trained on what the model sees.
-
     Args:
         source: see ``read_weights``.
-        pixels: what the model sees.
+        pixels: what the model sees, see ``torchvision_tensors``.
 
     Raises:
         CheckpointError: as ``read_weights``.
     """
-    stored = read_weights(source)
-    tensors = _from_caffe2(stored.tensors, pixels) if stored.caffe2 else stored.tensors
-    return {torchvision_name(name): tensor for name, tensor in tensors.items()}
+    return torchvision_tensors(read_weights(source), pixels)
+
+
+def torchvision_tensors(stored: Stored, pixels: Pixels) -> State:
+    """The tensors under torchvision's names, for a model that sees other pixels.
+
+    Files in Caffe2's layout expect BGR pixels that are not divided, and incdet's own say what they expect; their first
+    convolution is rewritten for what the model sees, which gives the same outputs. Other files are taken to be trained
+    on what the model sees.
+    """
+    tensors = from_caffe2(stored.tensors) if stored.caffe2 else stored.tensors
+    tensors = {torchvision_name(name): tensor for name, tensor in tensors.items()}
+    return tensors if stored.pixels is None else for_pixels(tensors, stored.pixels, pixels)
 
 
 def read_weights(source: str | Path) -> Stored:
     """The tensors of a file or of a torchvision enum, on the CPU, under their own names.
 
     Args:
-        source: ``torchvision://ResNet18_Weights.IMAGENET1K_V1``, or a path ending in ``.safetensors``, ``.pth``,
-            ``.pt``, ``.pkl`` or ``.npz``.
+        source: ``torchvision://ResNet18_Weights.IMAGENET1K_V1``, a path ending in ``.safetensors``, ``.pth``, ``.pt``,
+            ``.pkl`` or ``.npz``, or the folder of a run or of a task.
 
     Raises:
         CheckpointError: unknown source, or a file that is missing, damaged, unsafe or without tensors.
     """
     if str(source).startswith(TORCHVISION):
         return Stored(_torchvision_weights(str(source).removeprefix(TORCHVISION)), caffe2=False, by_suffix=False)
-    path = Path(source).expanduser()
+    path = weights_file(source)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise CheckpointError(
@@ -109,7 +130,8 @@ def read_weights(source: str | Path) -> Stored:
         content = reader(path)
     caffe2 = path.suffix.lower() == ".pkl" and isinstance(content, Mapping) and "model" not in content
     by_suffix = isinstance(content, Mapping) and bool(content.get("matching_heuristics"))
-    return Stored(_tensors(content, path), caffe2, by_suffix)
+    config = content.get("config") if path.suffix.lower() == ".safetensors" else None
+    return Stored(_tensors(content, path), caffe2, by_suffix, config)
 
 
 def load_into(
@@ -137,7 +159,7 @@ def load_into(
             the model, or nothing that fits.
     """
     ours = model.state_dict()
-    renamed, unexpected = _match_names(state, ours, prefixes)
+    renamed, unexpected = match_names(state, ours, prefixes)
     mismatch = tuple(
         (name, tuple(tensor.shape), tuple(ours[name].shape))
         for name, tensor in renamed.items()
@@ -145,9 +167,8 @@ def load_into(
     )
     unfit = {name for name, _, _ in mismatch}
     matched = tuple(name for name in renamed if name not in unfit)
-    # A batch norm's step count is absent from most files and plays no part in its output.
-    missing = tuple(name for name in ours if name not in renamed and not name.endswith("num_batches_tracked"))
-    report = MatchReport(matched, missing, tuple(unexpected), mismatch)
+    missing = _without_counts(name for name in ours if name not in renamed)
+    report = MatchReport(matched, missing, _without_counts(unexpected), mismatch)
     _refuse_folded(state, unexpected, source)
     _refuse_unfit(report, strict, source)
     with torch.no_grad():
@@ -173,60 +194,7 @@ def read_model(path: str | Path) -> tuple[State, dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  not a dict
 
 
-# ---------------------------------------------------------------------- names
-
-
-def torchvision_name(name: str) -> str:
-    """detectron2's name of a ResNet tensor as torchvision's; any other name as it is."""
-    found = re.fullmatch(r"(?:backbone\.bottom_up\.|backbone\.|roi_heads\.)?(stem|res[2-5])\.(.+)", name)
-    if not found:
-        return name
-    stage, rest = found.groups()
-    rest = re.sub(r"conv(\d)\.norm\.", r"bn\1.", rest)
-    rest = rest.replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0.")
-    return rest if stage == "stem" else f"layer{int(stage[3:]) - 1}.{rest}"
-
-
-def _from_caffe2(blobs: State, pixels: Pixels) -> State:
-    """Caffe2's blob names (``res2_0_branch2a_bn_s``) as torchvision's; optimiser state is left out."""
-    branches = {"branch1": "downsample", "branch2a": "1", "branch2b": "2", "branch2c": "3"}
-    endings = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
-    result: State = {}
-    for name, value in blobs.items():
-        first = re.fullmatch(r"(?:res_)?conv1_(bn_)?(w|s|b|rm|riv)", name)
-        block = re.fullmatch(r"res([2-5])_(\d+)_(branch1|branch2[abc])_(bn_)?(w|s|b|rm|riv)", name)
-        if first:
-            norm, ending = first.groups()
-            result[f"{'bn1' if norm else 'conv1'}.{endings.get(ending, 'weight')}"] = value
-        elif block:
-            stage, index, branch, norm, ending = block.groups()
-            part = branches[branch]
-            layer = f"downsample.{1 if norm else 0}" if part == "downsample" else f"{'bn' if norm else 'conv'}{part}"
-            result[f"layer{int(stage) - 1}.{index}.{layer}.{endings.get(ending, 'weight')}"] = value
-        elif not name.endswith("_momentum"):
-            result[name] = value
-    stem = result.get("conv1.weight")
-    if stem is not None and stem.shape[1:2] == (3,):
-        order, deviation = pixels
-        stem = stem if order == "BGR" else stem.flip(1)
-        result["conv1.weight"] = stem * torch.tensor(deviation, dtype=stem.dtype).view(1, 3, 1, 1)
-    return result
-
-
-def _match_names(
-    state: Mapping[str, Tensor], ours: Mapping[str, Tensor], prefixes: Sequence[tuple[str, str]]
-) -> tuple[State, list[str]]:
-    """``state`` under the model's names, and the names that the model has no place for."""
-    renamed: State = {}
-    unexpected = []
-    for name, tensor in state.items():
-        candidates = [name, *(new + name.removeprefix(old) for old, new in prefixes if name.startswith(old))]
-        place = next((candidate for candidate in candidates if candidate in ours and candidate not in renamed), None)
-        if place is None:
-            unexpected.append(name)
-        else:
-            renamed[place] = tensor
-    return renamed, unexpected
+# ---------------------------------------------------------------------- refusals
 
 
 def _refuse_folded(state: Mapping[str, Tensor], unexpected: Sequence[str], source: str | Path) -> None:
@@ -242,7 +210,9 @@ def _refuse_folded(state: Mapping[str, Tensor], unexpected: Sequence[str], sourc
 
 def _refuse_unfit(report: MatchReport, strict: bool, source: str | Path) -> None:
     another = [item for item in report.shape_mismatch if item[1][1:] != item[2][1:]]
-    if another or not report.matched:
+    names = (*report.matched, *report.missing)
+    no_body = any(name.startswith(BODY) for name in names) and not any(n.startswith(BODY) for n in report.matched)
+    if another or no_body or not report.matched:
         raise CheckpointError(
             f"{source} is of another network than the model. {_shape(another) if another else report}. "
             "Make MODEL.BACKBONE (NAME, WIDTH) and MODEL.NECK those of the file, or choose other MODEL.WEIGHTS."
@@ -264,8 +234,22 @@ def _shape(items: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]) -> str
     return f"{name} is {list(theirs)} in the file and {list(ours)} in the model"
 
 
+def _without_counts(names: Iterable[str]) -> tuple[str, ...]:
+    """Batch norms' step counts left out: they are absent from most files and play no part in any output."""
+    return tuple(name for name in names if not name.endswith("num_batches_tracked"))
+
+
 def _shorten(names: Sequence[str], limit: int = 6) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    """Names by the part of a model they belong to, with their number: ``backbone.fpn (8), rpn.head (6)``."""
+    counts = Counter(_part(name) for name in names)
+    only = {_part(name): name for name in names}
+    shown = [f"{part} ({count})" if count > 1 else only[part] for part, count in counts.items()]
+    return ", ".join(shown[:limit]) + (f" and {len(shown) - limit} more" if len(shown) > limit else "")
+
+
+def _part(name: str) -> str:
+    parents = name.split(".")[:-1]
+    return ".".join(parents[: 3 if name.startswith(BODY) else 2]) or name
 
 
 # ---------------------------------------------------------------------- files
@@ -305,6 +289,12 @@ def _torchvision_weights(name: str) -> State:
         ) from error
 
 
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    tensors, metadata = read_model(path)
+    ours = {"incdet", "config"} <= metadata.keys()
+    return {"model": tensors, "config": yaml.safe_load(metadata["config"]) if ours else None}
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
@@ -327,7 +317,7 @@ def _read_pkl(path: Path) -> Any:
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
-    ".safetensors": safetensors.torch.load_file,
+    ".safetensors": _read_safetensors,
     ".pth": _read_pth,
     ".pt": _read_pth,
     ".pkl": _read_pkl,

@@ -14,7 +14,7 @@ from pathlib import Path
 from lightning_fabric import Fabric
 
 from incdet.backends.base import Detector
-from incdet.cli.models import MODEL_FILE, find_model
+from incdet.backends.models import MODEL_FILE, find_model
 from incdet.cli.new_data import (
     NewData,
     data_name,

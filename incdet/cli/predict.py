@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from incdet.backends.base import Detector
-from incdet.cli.models import find_model
+from incdet.backends.models import find_model
 from incdet.config import CfgNode
 from incdet.data.images import read_image
 from incdet.engine.launch import build_fabric

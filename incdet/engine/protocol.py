@@ -14,6 +14,7 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 import incdet
+from incdet.backends.models import weights_file
 from incdet.data.catalog import load_dataset
 from incdet.data.protocols import dataset_stream
 from incdet.data.records import DetectionDataset
@@ -172,8 +173,8 @@ def _file_size(path: Path) -> int:
 
 
 def _file_hash(weights: str) -> str:
-    path = Path(weights)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if weights and path.is_file() else weights
+    path = weights_file(weights) if weights else Path()
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else weights
 
 
 def git_commit() -> str | None:

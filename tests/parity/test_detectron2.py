@@ -20,7 +20,7 @@ from incdet.backends.backbone import build_body
 from incdet.backends.detectron2 import native
 from incdet.backends.detectron2.config import zoo_file
 from incdet.backends.detectron2.weights import IncdetCheckpointer, load_pretrained
-from incdet.backends.weights import torchvision_name
+from incdet.backends.names import torchvision_name
 from incdet.config import add_incdet_config
 from incdet.structures import Batch, Target
 

@@ -10,12 +10,10 @@ from detectron2.utils.file_io import PathManager
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from incdet.backends import pretrained
 from incdet.backends.backbone import NETWORKS
-from incdet.backends.weights import TORCHVISION, load_into, load_weights, read_weights
+from incdet.backends.weights import TORCHVISION, load_into, read_weights
 from incdet.errors import CheckpointError
-
-# Where the parts of a classification network lie; see backends.weights.DETECTOR_PREFIXES.
-SHARED_PREFIXES = (("", "backbone.body."), ("features.", "backbone.body."), ("layer4.", "roi_heads.res5."))
 
 
 class IncdetCheckpointer(DetectionCheckpointer):
@@ -43,14 +41,12 @@ def load_pretrained(detector: nn.Module, cfg: CfgNode) -> None:
     source = cfg.MODEL.WEIGHTS
     path = _local(source)
     if cfg.MODEL.BACKBONE.NAME in NETWORKS:
-        tensors = load_weights(path, (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_STD))
-        report = load_into(detector, tensors, SHARED_PREFIXES, source=source)
-    else:
-        stored = read_weights(path)
-        tensors = stored.tensors
-        if stored.caffe2 or stored.by_suffix:
-            tensors = align_and_update_state_dicts(detector.state_dict(), tensors, c2_conversion=stored.caffe2)
-        report = load_into(detector, tensors, prefixes=(), source=source)
+        return pretrained.load_pretrained(detector, cfg, path)
+    stored = read_weights(path)
+    tensors = stored.tensors
+    if stored.caffe2 or stored.by_suffix:
+        tensors = align_and_update_state_dicts(detector.state_dict(), tensors, c2_conversion=stored.caffe2)
+    report = load_into(detector, tensors, prefixes=(), source=source)
     print(f"{source}: {report}")
 
 

@@ -11,13 +11,13 @@ from torch import nn
 from torchvision.models import WeightsEnum, resnet18
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from incdet.backends.names import torchvision_name
 from incdet.backends.weights import (
     MatchReport,
     load_into,
     load_weights,
     read_model,
     save_model,
-    torchvision_name,
 )
 from incdet.errors import CheckpointError
 

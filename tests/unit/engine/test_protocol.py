@@ -85,6 +85,12 @@ def test_weights_count_by_their_content(root, tmp_path):
     first = key(root, "MODEL.WEIGHTS", str(weights))
     weights.write_bytes(b"two")
     assert key(root, "MODEL.WEIGHTS", str(weights)) != first
+    (tmp_path / "task_1").mkdir()
+    weights = tmp_path / "task_1" / "model.safetensors"
+    weights.write_bytes(b"one")
+    of_folder = key(root, "MODEL.WEIGHTS", str(tmp_path))
+    weights.write_bytes(b"two")
+    assert key(root, "MODEL.WEIGHTS", str(tmp_path)) != of_folder
 
 
 def test_missing_picture(root):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from incdet.cli.models import MODEL_FILE, find_model
+from incdet.backends.models import MODEL_FILE, find_model
 from incdet.errors import CheckpointError
 
 
