@@ -1,4 +1,4 @@
-"""Directions of a layer's inputs that an update must leave alone: what they are, and how they are removed.
+"""Directions of a layer's inputs that an update must leave alone: what they are, how they grow, how they are removed.
 
 A layer computes W x with W (o, d); a convolution is such a layer on flattened patches, d = C * kh * kw. An update D of
 the weights with D x = 0 for every old input x leaves all old outputs as they were. Old inputs are described by their
@@ -11,13 +11,15 @@ Shapes: g groups of a grouped convolution (1 elsewhere), o outputs of a group, d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Layer = nn.Conv2d | nn.Linear
+BLOCK = 4096  # samples that are turned into double precision at a time
 
 
 def layers_of(module: nn.Module) -> Iterator[tuple[str, Layer]]:
@@ -25,6 +27,16 @@ def layers_of(module: nn.Module) -> Iterator[tuple[str, Layer]]:
     for name, part in module.named_modules():
         if isinstance(part, nn.Conv2d | nn.Linear) and part.weight.requires_grad:
             yield name, part
+
+
+@contextmanager
+def watched(network: nn.Module, look: Callable[[str, Layer, Tensor], None]) -> Iterator[None]:
+    """Inside, ``look`` is given the name of a layer that trains, the layer, and what it is about to be applied to."""
+    with ExitStack() as hooks:
+        for name, layer in layers_of(network):
+            hook = layer.register_forward_pre_hook(lambda layer, inputs, name=name: look(name, layer, inputs[0]))
+            hooks.callback(hook.remove)
+        yield
 
 
 def input_patches(layer: Layer, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -76,9 +88,85 @@ def basis_of(directions: Tensor) -> Tensor:
     return F.normalize(directions, dim=-1)
 
 
+def grow_basis(basis: Tensor, samples: Tensor, threshold: float) -> Tensor:
+    """GPM's rule: add what the basis lacks until it holds a share ``threshold`` of the samples' energy.
+
+    Saha et al., ICLR 2021, eq. 8 and 9: the energy is that of all samples, not of what is left of them. The released
+    code stops one direction earlier in the first task than in later ones; here the later tasks' rule holds throughout.
+    Computed in double precision, from the smaller Gram matrix of the samples.
+
+    Args:
+        basis: (g, k, d); (g, 0, d) to begin with.
+        samples: (g, n, d) inputs of the layer.
+        threshold: in (0, 1].
+
+    Returns:
+        (g, k', d) with k' >= k, of the samples' type; its first rows are ``basis``.
+    """
+    known = basis.double()
+    total, energies, directions = _principal(samples, known)
+    held = total - energies.sum(-1, keepdim=True) + energies.cumsum(-1) - energies  # before each direction is added
+    # What is left at the size of the samples' own rounding is no direction of theirs.
+    rounding = max(torch.finfo(samples.dtype).eps ** 2, torch.finfo(energies.dtype).eps) * samples.shape[2]
+    needed = (held < threshold * total) & (energies > rounding * total)
+    count = int(needed.sum(-1).max())
+    fresh, needed = directions[:, :count], needed[:, :count, None]
+    # Once more, for the directions of little energy are neither quite outside the basis nor quite orthogonal.
+    fresh, _ = torch.linalg.qr((remove(fresh, known) * needed).transpose(1, 2))
+    return torch.cat([basis.to(samples), (fresh.transpose(1, 2) * needed).to(samples)], dim=1)
+
+
+def free_share(bases: Iterable[Tensor]) -> float:
+    """Of all dimensions of the layers' inputs, how many lie outside their bases."""
+    protected, dimensions = 0.0, 0
+    for basis in bases:
+        protected += basis.square().sum().item()
+        dimensions += basis.shape[0] * basis.shape[2]
+    return 1 - protected / dimensions
+
+
 def remove(update: Tensor, basis: Tensor) -> Tensor:
     """What is left of an update (..., o, d) outside the span of a basis (..., k, d)."""
     return update - update @ basis.transpose(-1, -2) @ basis
+
+
+@contextmanager
+@torch.no_grad()
+def projected(parameters: Mapping[str, nn.Parameter], bases: Mapping[str, Tensor]) -> Iterator[None]:
+    """What changes inside in the weights of layers loses its part in the span of the layers' bases.
+
+    Args:
+        parameters: by name; those that are not ``<layer>.weight`` of a layer with a basis change as they do.
+        bases: (g, k, d), by the name of the layer.
+    """
+    layers = {name.removesuffix(".weight"): parameter for name, parameter in parameters.items()}
+    weights = [(weight, bases[layer]) for layer, weight in layers.items() if layer in bases]
+    before = [weight.detach().clone() for weight, _ in weights]
+    yield
+    for (weight, basis), old in zip(weights, before, strict=True):
+        update = (weight - old).view(len(basis), -1, basis.shape[2])
+        weight.copy_(old + remove(update, basis).view_as(weight))
+
+
+def _principal(samples: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The energy (g, 1) of samples (g, n, d), and of their part outside a basis the principal axes, best first.
+
+    Returns:
+        The energy, the axes' energies (g, r) and their directions (g, r, d).
+    """
+    if samples.shape[1] < samples.shape[2]:
+        total = samples.double().square().sum((1, 2))
+        rest = remove(samples.double(), basis)
+        values, vectors = torch.linalg.eigh(rest @ rest.transpose(1, 2))
+        directions = F.normalize(vectors.transpose(1, 2) @ rest, dim=2)
+    else:
+        moment = basis.new_zeros(len(samples), samples.shape[2], samples.shape[2])
+        for block in map(Tensor.double, samples.split(BLOCK, dim=1)):
+            moment.baddbmm_(block.transpose(1, 2), block)
+        total = moment.diagonal(dim1=1, dim2=2).sum(-1)
+        values, vectors = torch.linalg.eigh(remove(remove(moment, basis).transpose(1, 2), basis))
+        directions = vectors.transpose(1, 2)
+    return total[:, None], values.flip(1).clamp(min=0), directions.flip(1)
 
 
 def _noise(values: Tensor) -> Tensor:

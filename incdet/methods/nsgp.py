@@ -12,7 +12,7 @@ The second half, prototypes of region features, is ``prototypes``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +23,17 @@ from incdet.data.views import TrainImage
 from incdet.errors import ConfigError
 from incdet.methods.base import Method, TaskContext
 from incdet.randomness import derive_seed
-from incdet.subspace import Layer, as_matrix, basis_of, input_patches, layers_of, leading_directions, remove
+from incdet.subspace import (
+    Layer,
+    as_matrix,
+    basis_of,
+    free_share,
+    input_patches,
+    layers_of,
+    leading_directions,
+    projected,
+    watched,
+)
 from incdet.tensors import load_tensors, save_tensors
 
 FILE = "layer_inputs.safetensors"
@@ -52,9 +62,8 @@ class Nsgp(Method):
         device = context.student.classifier.weight.device
         self._bases = {name: basis_of(rows).to(device) for name, rows in directions.items()}
         trained = [self._bases[name] for name, _ in layers_of(context.student.backbone) if name in self._bases]
-        if trained:  # of all inputs of the layers, how many dimensions an update may still use
-            protected = sum(basis.square().sum().item() for basis in trained)
-            self._report = {"free_share": round(1 - protected / sum(len(b) * b.shape[2] for b in trained), 4)}
+        if trained:
+            self._report = {"free_share": round(free_share(trained), 4)}
 
     def around_update(self, parameters: Mapping[str, nn.Parameter]) -> AbstractContextManager[None]:
         return self._projected(parameters) if self._bases else nullcontext()
@@ -64,15 +73,13 @@ class Nsgp(Method):
     def _projected(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
         prefix = "backbone."
         shared = {name.removeprefix(prefix): p for name, p in parameters.items() if name.startswith(prefix)}
-        before = {name: parameter.detach().clone() for name, parameter in shared.items()}
-        yield
-        for name, parameter in shared.items():
-            basis = self._bases.get(name.removesuffix(".weight"))
-            if basis is not None:
-                update = (parameter - before[name]).view(len(basis), -1, basis.shape[2])
-                parameter.copy_(before[name] + remove(update, basis).view_as(parameter))
-            elif self.cfg.FREEZE_REST:
-                parameter.copy_(before[name])
+        rest = [p for name, p in shared.items() if name.removesuffix(".weight") not in self._bases]
+        before = [parameter.detach().clone() for parameter in rest]
+        with projected(shared, self._bases):
+            yield
+        if self.cfg.FREEZE_REST:
+            for parameter, old in zip(rest, before, strict=True):
+                parameter.copy_(old)
 
     def end_task(self, context: TaskContext) -> None:
         generator = torch.Generator().manual_seed(derive_seed(context.cfg.SEED, "nsgp", context.task.index))
@@ -101,13 +108,11 @@ class Nsgp(Method):
             sums[name] += patches.transpose(1, 2) @ patches
             counts[name] += patches.shape[1]
 
-        with ExitStack() as hooks:
-            for name, layer in layers_of(context.student.backbone):
-                groups, _, width = as_matrix(layer, layer.weight).shape
-                sums[name] = layer.weight.new_zeros(groups, width, width)
-                counts[name] = layer.weight.new_zeros(())
-                hook = layer.register_forward_pre_hook(lambda layer, inputs, name=name: add(name, layer, inputs[0]))
-                hooks.callback(hook.remove)
+        for name, layer in layers_of(context.student.backbone):
+            groups, _, width = as_matrix(layer, layer.weight).shape
+            sums[name] = layer.weight.new_zeros(groups, width, width)
+            counts[name] = layer.weight.new_zeros(())
+        with watched(context.student.backbone, add):
             context.detect(context.student, images, "layer inputs")
         # The processes share the images; each takes part in every average, whether it saw an image or not.
         return {name: context.average(total) / context.average(counts[name]) for name, total in sums.items()}

@@ -4,7 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from incdet.subspace import as_matrix, basis_of, input_patches, layers_of, leading_directions, remove
+from incdet.subspace import (
+    as_matrix,
+    basis_of,
+    free_share,
+    grow_basis,
+    input_patches,
+    layers_of,
+    leading_directions,
+    projected,
+    remove,
+    watched,
+)
 
 EVERYTHING = 10**6
 
@@ -110,6 +121,78 @@ def test_what_a_projected_update_does_to_old_outputs_is_bounded_by_the_energy_le
     assert change < (rows @ update.T).square().sum(dim=1).mean()
 
 
+# ---------------------------------------------------------------------- GPM
+
+
+def nothing(width: int, groups: int = 1) -> torch.Tensor:
+    """The basis to begin with."""
+    return torch.zeros(groups, 0, width, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("count", [5, 40], ids=["fewer samples than inputs", "more"])
+def test_a_grown_basis_is_orthonormal_and_keeps_its_first_rows(count):
+    first = grow_basis(nothing(16), samples(count, 16, rank=4)[None], 0.95)
+    second = grow_basis(first, samples(count, 16, rank=4, seed=1)[None], 0.95)
+    assert 0 < first.shape[1] < second.shape[1]
+    assert torch.equal(second[:, : first.shape[1]], first)
+    torch.testing.assert_close(second[0] @ second[0].T, torch.eye(second.shape[1], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("count", [5, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_threshold_of_one_takes_the_whole_rank_and_no_more(count, dtype):
+    rows = samples(count, 16, rank=4).to(dtype)[None]
+    basis = grow_basis(nothing(16).to(dtype), rows, 1.0)
+    assert basis.shape == (1, 4, 16)
+    assert basis.dtype == dtype
+    torch.testing.assert_close(remove(rows, basis), torch.zeros_like(rows), atol=20 * torch.finfo(dtype).eps, rtol=0)
+    assert torch.equal(grow_basis(basis, rows, 1.0), basis)
+
+
+@pytest.mark.parametrize("count", [6, 40], ids=["fewer samples than inputs", "more"])
+def test_directions_of_hardly_any_energy_are_orthonormal_too(count):
+    strength = torch.logspace(0, -4, 5, dtype=torch.float64)  # energies down to 1e-8 of the largest
+    rows = (torch.randn(count, 5, generator=generator(), dtype=torch.float64) * strength) @ samples(5, 16, rank=5)
+    first = grow_basis(nothing(16), rows[None], 0.9)
+    (basis,) = grow_basis(first, rows[None], 1.0)
+    assert len(basis) == 5
+    torch.testing.assert_close(basis @ basis.T, torch.eye(5, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_both_gram_matrices_and_the_singular_value_decomposition_span_the_same():
+    rows = samples(30, 16, rank=16)
+    threshold = 0.9
+    _, strengths, directions = torch.linalg.svd(rows, full_matrices=False)
+    energies = strengths.square()
+    count = int((energies.cumsum(0) - energies < threshold * energies.sum()).sum())
+    expected = directions[:count].T @ directions[:count]
+    wide = torch.cat([rows, torch.zeros(30, 24, dtype=torch.float64)], dim=1)  # more inputs than samples
+    for given in (rows, wide):
+        (basis,) = grow_basis(nothing(given.shape[1]), given[None], threshold)
+        torch.testing.assert_close((basis.T @ basis)[:16, :16], expected)
+
+
+def test_growing_stops_at_the_threshold_of_the_whole_energy():
+    axes = torch.eye(4, dtype=torch.float64)[None]
+    rows = axes * torch.tensor([6.0, 3.0, 1.5, 1.0], dtype=torch.float64).sqrt()[:, None]  # energies; 11.5 in all
+    assert grow_basis(axes[:, :0], rows, 0.5)[0].abs().tolist() == [axes[0, 0].tolist()]
+    assert grow_basis(axes[:, :0], rows, 0.6)[0].abs().tolist() == axes[0, :2].tolist()
+    # The basis holds 3 of 11.5 already: 6 more make 78 %, and that is enough for 75 %.
+    assert grow_basis(axes[:, 1:2], rows, 0.75)[0].abs().tolist() == [axes[0, 1].tolist(), axes[0, 0].tolist()]
+    assert grow_basis(axes[:, 1:2], rows, 0.26).shape[1] == 1
+
+
+def test_each_group_grows_by_itself():
+    rows = torch.stack([samples(9, 6, rank=1), samples(9, 6, rank=3), torch.zeros(9, 6, dtype=torch.float64)])
+    basis = grow_basis(nothing(6, groups=3), rows, 1.0)
+    assert basis.square().sum(-1).round(decimals=9).tolist() == [[1, 0, 0], [1, 1, 1], [0, 0, 0]]
+    more = grow_basis(basis, rows.flip(0), 1.0)
+    assert more.square().sum((1, 2)).tolist() == pytest.approx([1, 3, 1])
+    torch.testing.assert_close(remove(rows, more), torch.zeros_like(rows))
+    assert free_share([more]) == pytest.approx(1 - 5 / 18)
+    assert free_share([more, nothing(2)]) == pytest.approx(1 - 5 / 20)
+
+
 def test_removing_twice_is_removing_once_and_protected_inputs_see_nothing():
     rows = samples(30, 10, rank=3)
     basis = basis_of(leading_directions(moment(rows), 1.0))[0]
@@ -135,3 +218,30 @@ def test_a_projected_step_leaves_a_linear_networks_old_outputs():
                 layer.weight -= 1e-4 * remove(layer.weight.grad, basis)
     torch.testing.assert_close(network(old), before)
     assert (network(new) - learned).abs().max() > 0.01
+
+
+def test_the_change_of_a_weight_is_projected_and_all_else_changes_as_it_does():
+    layer = nn.Conv2d(2, 3, 2)
+    basis = grow_basis(nothing(8), samples(5, 8, rank=2)[None], 1.0).float()
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    update = torch.randn(weight.shape, generator=generator())
+    with torch.no_grad(), projected(dict(layer.named_parameters(prefix="conv")), {"conv": basis, "other": basis}):
+        layer.weight += update
+        layer.bias += 1
+    expected = remove(update.view(1, 3, 8), basis).view_as(weight)
+    torch.testing.assert_close(layer.weight.detach() - weight, expected)
+    assert (expected - update).abs().max() > 0.1
+    assert torch.equal(layer.bias.detach(), bias + 1)
+
+
+def test_layers_that_train_are_watched_as_long_as_asked():
+    network = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))
+    seen = []
+    x = torch.ones(4, 3)
+    network[0].requires_grad_(False)
+    with watched(network, lambda name, layer, given: seen.append((name, layer, given))):
+        network(x)
+    network(x)
+    ((name, layer, given),) = seen
+    assert (name, layer) == ("2", network[2])
+    assert torch.equal(given, network[:2](x))
