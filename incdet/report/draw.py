@@ -144,7 +144,7 @@ def _draw_caption(
 
     x1, y1, _, y2 = rectangle
     left = max(0, min(x1, width - plate_width))
-    tops = [y1 - plate_height, y1, y2, y2 - plate_height]
+    tops = [y1 - plate_height, y1, y2, y2 - plate_height, *range(y1 + plate_height, y2, plate_height)]
     places = [(left, top, left + plate_width, top + plate_height) for top in tops]
     inside = [place for place in places if place[1] >= 0 and place[3] <= height] or places[1:2]
     place = next((p for p in inside if not any(_overlap(p, other) for other in taken)), inside[0])

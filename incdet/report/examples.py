@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -74,6 +74,8 @@ def draw_examples(runs: Sequence[Run]) -> Examples:
         IncdetError: the test data are not where the config says, or there are no predictions to draw.
     """
     dataset = _test_data(runs[0])
+    if runs[0].metrics[0] == "multi_label_ap":
+        dataset = replace(dataset, images=tuple(_whole_image_labels(record) for record in dataset.images))
     moments = _moments(runs, dataset)
     if not moments:
         raise DataError("none of the runs kept a task_<t>/predictions.json")
@@ -104,6 +106,19 @@ def _test_data(run: Run) -> DetectionDataset:
         # The source lists classes that the proxy does not know, and readers refuse an object of an unknown class.
         return only_classes(load_dataset(name, root, data.get("CLASSES")), run.classes)
     return load_dataset(name, root, run.classes)
+
+
+def _whole_image_labels(record: ImageRecord) -> ImageRecord:
+    """Each class of the image once, in a box that covers it, as a multi-label classifier finds them."""
+    labels = np.unique(record.labels)
+    unscored = record.difficult | record.crowd
+    return replace(
+        record,
+        boxes=np.tile(np.array([[0, 0, record.width, record.height]], np.float32), (len(labels), 1)),
+        labels=labels,
+        difficult=np.array([unscored[record.labels == label].all() for label in labels], dtype=bool),
+        crowd=np.zeros(len(labels), dtype=bool),
+    )
 
 
 def _truth_title(run: Run) -> str:

@@ -47,11 +47,11 @@ def test_a_caption_stays_inside_the_image_even_for_a_box_at_the_corner():
 
 
 def test_captions_of_equal_boxes_do_not_cover_each_other():
-    box = [100, 100, 250, 200]
-    blue = (0, 0, 255)
-    drawn = draw_boxes(grey(300, 400), np.array([box, box]), ["circle", "square"], [RED, blue], min_side=1)
-    assert (drawn == RED).all(axis=2).sum() > 300
-    assert (drawn == blue).all(axis=2).sum() > 300
+    colours = [RED, (0, 0, 255), (0, 255, 0), (255, 0, 255), (0, 255, 255), (255, 255, 0)]
+    boxes, names = np.tile([100, 60, 250, 240], (6, 1)), ["circle", "square"] * 3
+    drawn = draw_boxes(grey(300, 400), boxes, names, colours, min_side=1)
+    for colour in colours:
+        assert (drawn == colour).all(axis=2).sum() > 300
 
 
 def test_no_boxes_give_a_copy():

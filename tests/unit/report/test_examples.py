@@ -1,5 +1,7 @@
 """Example images: which are chosen, what counts as found, what is drawn."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -92,3 +94,15 @@ def test_absent_images_or_predictions_are_named(make_run, data, tmp_path):
     (bare / "config.yaml").unlink()
     with pytest.raises(IncdetError, match=r"DATASETS\.TEST"):
         draw_examples(read_runs([bare]))
+
+
+def test_a_multi_label_classifier_finds_classes_and_not_places(make_run, data, tmp_path):
+    folder = make_run("a", root=tmp_path / "data")
+    results = json.loads((folder / "results.json").read_text())
+    results["summary"] = {"multi_label_ap": results["summary"]["voc_area_50"]}
+    (folder / "results.json").write_text(json.dumps(results))
+    whole = (0.0, 0.0, 128.0, 128.0)
+    present = [(one["image_id"], name, whole, 0.9) for one in data for name, _ in one["objects"] if name in CLASSES[:2]]
+    absent = [(one["image_id"], name, whole, 0.3) for one in data for name in CLASSES[:2]]
+    write_predictions(folder, 1, CLASSES, [*present, *absent])
+    assert set(notes(draw_examples(read_runs([folder])), 1)) == {"finds 1 of 1"}
