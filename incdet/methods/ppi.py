@@ -9,9 +9,10 @@ asked only for what the classifier cannot do by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, autograd, nn
 from torch.func import functional_call
 
 from incdet.errors import ConfigError
-from incdet.losses.task_heads import head_distillation, sigmoid_distillation
+from incdet.losses.task_heads import head_distillation, head_pairs, sigmoid_distillation
 from incdet.methods.base import DetectorLike, Method, Step, TaskContext
 from incdet.optim import build_optimizer, learning_rate, set_learning_rate
 from incdet.projection import project_onto_cone
@@ -41,7 +42,7 @@ class Ppi(Method):
         super().__init__(node)
         if node.SUB_STEPS < 1:
             raise ConfigError(
-                f"METHOD.PPI.SUB_STEPS: expected at least one step of the classifier, got {node.SUB_STEPS}."
+                f"{self.key('SUB_STEPS')}: expected at least one step of the classifier, got {node.SUB_STEPS}."
             )
         self._past: list[range] = []  # the labels of each past task
 
@@ -53,19 +54,15 @@ class Ppi(Method):
 
     def old_losses(self, student: DetectorLike, logits: Tensor, teacher: Tensor) -> list[Tensor]:
         """How far logits (R, K), or (R, K + 1), are from the teacher's in each past task's columns."""
-        found = []
-        for labels in self._past:
-            pair = task_logits(logits, labels, student.num_classes), task_logits(teacher, labels, self._past[-1].stop)
-            if student.multi_label:
-                found.append(sigmoid_distillation(*pair))
-            else:
-                found.append(head_distillation(*pair, self.cfg.TEMPERATURE))
-        return found
+        distil: Callable[[Tensor, Tensor], Tensor] = sigmoid_distillation
+        if not student.multi_label:
+            distil = partial(head_distillation, temperature=self.cfg.TEMPERATURE)
+        return [distil(*pair) for pair in head_pairs(logits, teacher, self._past)]
 
     # ------------------------------------------------------------------ the shared part
 
     def constraints(self, step: Step) -> dict[str, Tensor]:
-        if step.teacher is None:
+        if step.teacher is None or not self._past:
             return {}
         student = step.student
         logits = logits_of_fixed(student.detector, student.regions.features)
@@ -116,11 +113,6 @@ class Ppi(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._iteration = state["iteration"]
         self._optimizer.load_state_dict(state["optimizer"])
-
-
-def task_logits(logits: Tensor, labels: range, num_classes: int) -> Tensor:
-    """The columns of one task's classes and, where there is one, of the background."""
-    return torch.cat([logits[:, labels.start : labels.stop], logits[:, num_classes:]], dim=1)
 
 
 def logits_of_fixed(detector: DetectorLike, features: Tensor) -> Tensor:

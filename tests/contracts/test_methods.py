@@ -18,7 +18,7 @@ from incdet.engine.learner import Learner, check_losses, freeze_copy
 from incdet.engine.slots import install_slots
 from incdet.errors import MethodError
 from incdet.methods import build_methods, method_class, method_names
-from incdet.methods.base import Method
+from incdet.methods.base import SLOTS, Method
 from incdet.structures import Batch, Target
 
 NAMES = method_names("detection")
@@ -49,9 +49,10 @@ HEADS = [
 
 
 def excluded(one: str, other: str) -> bool:
-    """Whether one of two methods contains the other or replaces the same loss, so that they exclude each other."""
+    """Whether one of two methods contains the other or holds the same place, so that they exclude each other."""
     kinds = CLASSES[one], CLASSES[other]
-    return issubclass(*kinds) or issubclass(*kinds[::-1]) or not set(kinds[0].replaces).isdisjoint(kinds[1].replaces)
+    mine, its = ({*kind.replaces, *(s for s in SLOTS if getattr(kind, s) is not getattr(Method, s))} for kind in kinds)
+    return issubclass(*kinds) or issubclass(*kinds[::-1]) or not mine.isdisjoint(its)
 
 
 def changes_data(name: str) -> bool:
@@ -114,7 +115,9 @@ def train_one_step(learner: Learner, batch: Batch, seed: int = 0) -> dict[str, t
     assert losses.keys() >= set(BASE_LOSSES)
     parameters = [p for p in learner.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=1e-3)
-    sum(losses.values()).backward()
+    assert losses.keys().isdisjoint(learner.constraints)
+    with learner.around_backward(lambda rows: rows):
+        sum(losses.values()).backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in parameters)
     before = snapshot(learner.student)
     with learner.around_update():
