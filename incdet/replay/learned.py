@@ -98,12 +98,10 @@ def prototype_loss(features: Tensor, labels: Tensor, queries: Tensor, query_labe
 
 def prototype_objective(features: Features, known: Batch, classes: int) -> Objective:
     """``prototype_loss`` with the means of the exemplars and of ``known`` ones, which are not learned."""
-    fixed, fixed_labels = (part.detach() for part in features(known)) if len(known) else (None, None)
+    fixed = [tuple(part.detach() for part in features(known))] if len(known) else []
 
     def objective(exemplars: Batch, queries: Batch) -> Tensor:
-        found, labels = features(exemplars)
-        if fixed is not None:
-            found, labels = torch.cat([fixed, found]), torch.cat([fixed_labels, labels])
+        found, labels = (torch.cat(parts) for parts in zip(*fixed, features(exemplars), strict=True))
         return prototype_loss(found, labels, *features(queries), classes)
 
     return objective
