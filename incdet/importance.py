@@ -75,6 +75,8 @@ def measure(
     Returns:
         The importance of the parameters that any score depends on, each of its parameter's shape.
     """
+    if not parameters:  # everything is frozen
+        return {}
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     count = 0
     for image in images:

@@ -66,6 +66,11 @@ def test_measuring_leaves_no_gradients_and_what_no_score_reads_has_no_importance
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_nothing_is_measured_where_everything_is_frozen(model):
+    model.requires_grad_(False)
+    assert measure(shared_parameters(model), torch.randn(2, 3), lambda x: model(x).sum(), torch.abs, alone) == {}
+
+
 def test_processes_share_the_images_and_weigh_each_the_same(model):
     images, parameters = torch.randn(5, 3), shared_parameters(model)
     seen: list[list[torch.Tensor]] = []
