@@ -11,7 +11,7 @@ from incdet.data.views import task_view
 from incdet.errors import DataError
 from incdet.files import read_json, write_json
 from incdet.replay.boxes import update_boxes
-from incdet.replay.memory import Exemplar, load_memory, memory_size, save_memory
+from incdet.replay.memory import Exemplar, load_memory, memory_size, pixels_of, save_memory
 
 ARRAYS = ("boxes", "labels", "weights", "use_rpn", "use_roi")
 
@@ -139,3 +139,36 @@ def test_the_list_on_disk_says_its_schema(folder, dataset):
     content = read_json(folder / "memory.json", "the memory")
     assert content["schema"] == 1
     assert len(content["exemplars"]) == 3
+
+
+# ---------------------------------------------------------------------- pixels of their own
+
+
+def test_learned_pixels_are_stored_to_half_a_grey_level(folder, dataset):
+    pixels = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))
+    save_memory(folder, [replace(exemplars(dataset)[0], pixels=pixels)])
+    (found,) = load_memory(folder, records(dataset))
+    assert (pixels_of(found) - pixels).abs().max() <= 1 / 510 + 1e-6
+    assert found.pixels is None
+    assert torch.equal(pixels_of(replace(found, pixels=pixels)), pixels)
+
+
+def test_values_beyond_the_range_are_clipped(folder, dataset):
+    pixels = torch.tensor([-0.5, 0.5, 1.5]).view(3, 1, 1).expand(3, 4, 5)
+    save_memory(folder, [replace(exemplars(dataset)[0], pixels=pixels)])
+    (found,) = load_memory(folder, records(dataset))
+    assert (255 * pixels_of(found)[:, 0, 0]).round().tolist() == [0, 128, 255]
+
+
+def test_other_pixels_are_another_file_and_the_same_ones_are_not_written_again(folder, dataset):
+    one = exemplars(dataset)[0]
+    save_memory(folder, [replace(one, pixels=torch.zeros(3, 4, 5))])
+    (black,) = (folder / "images").iterdir()
+    written = black.stat().st_mtime_ns
+    save_memory(folder, [replace(one, pixels=torch.zeros(3, 4, 5))])
+    assert [black] == list((folder / "images").iterdir())
+    assert black.stat().st_mtime_ns == written
+    save_memory(folder, [replace(one, pixels=torch.ones(3, 4, 5))])
+    (white,) = (folder / "images").iterdir()
+    assert white != black
+    assert pixels_of(load_memory(folder, records(dataset))[0]).min() == 1
