@@ -5,21 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import random_images, tiny_config, tiny_detector
+from tiny import World, random_images, tiny_config, tiny_detector
 from torch.nn import functional as F
 
-from incdet.engine.learner import Learner, freeze_copy
 from incdet.errors import ConfigError, MethodError
 from incdet.methods import build_methods, method_names
 from incdet.structures import Batch, Target
-from incdet.tasks import build_stream
 
-FIRST, SECOND = build_stream("2+2", ("a", "b", "c", "d"))
 CHOICES = {
     "linear": (),
     "cosine": ("MODEL.CLASSIFIER.HEAD", "cosine"),
     "mlp": ("MODEL.BACKBONE.NAME", "mlp"),
 }
+SHORT = {"lwf": ("METHOD.LWF.WARMUP_ITER", 1)}  # stages that methods train in
 
 
 def config(*overrides):
@@ -86,13 +84,13 @@ def test_scores_are_every_class_by_itself(model):
 
 
 @pytest.mark.parametrize("name", method_names("multi_label"))
-def test_methods_for_it_take_a_step(model, name):
-    learner = Learner(model, freeze_copy(model), build_methods(config("METHODS", (name,))), SECOND)
-    batch = Batch(random_images(2), [image([3], labelled=(2, 3)), image([2, 3], labelled=(2, 3))])
-    losses = learner(batch)
+def test_methods_for_it_take_a_step(tmp_path, name):
+    world = World(tmp_path, config("SOLVER.MAX_ITER", 1, *SHORT.get(name, ()), "METHODS", (name,)))
+    learner, view = world.begin_second(build_methods(world.cfg))
+    losses = learner(world.batch(view))
     assert "loss_cls" in losses
     sum(losses.values()).backward()
-    assert model.head.weight.grad[2:].any()
+    assert learner.student.head.weight.grad[2:].any()
 
 
 @pytest.mark.parametrize("name", sorted(set(method_names()) - set(method_names("multi_label"))))
