@@ -1,15 +1,14 @@
 """A classifier keeps to the detector's interface, with the whole image as its only region and no background."""
 
-import copy
-
 import pytest
 import torch
-from tiny import random_images, tiny_config, tiny_detector
+from tiny import World, random_images, tiny_config, tiny_detector
 from torch.nn import functional as F
 
 from incdet.backends import build_detector
 from incdet.backends.base import Detector
-from incdet.engine.learner import Learner, freeze_copy
+from incdet.config.node import CfgNode
+from incdet.engine.learner import freeze_copy
 from incdet.errors import ConfigError, DataError, MethodError
 from incdet.methods import build_methods, method_names
 from incdet.structures import Batch, Target
@@ -22,12 +21,27 @@ CHOICES = {
     "heads": ("MODEL.CLASSIFIER.MULTI_HEAD", True),
     "mlp": ("MODEL.BACKBONE.NAME", "mlp"),
 }
-NEEDS = {"lucir": ("MODEL.CLASSIFIER.HEAD", "cosine")}  # what a method refuses to run without
+NEEDS = {  # what a method refuses to run without
+    "gpm": ("MODEL.CLASSIFIER.HEAD", "linear"),
+    "hat": ("MODEL.BACKBONE.NAME", "mlp", "MODEL.CLASSIFIER.MULTI_HEAD", True),
+    "lucir": ("MODEL.CLASSIFIER.HEAD", "cosine"),
+    "mbpa": ("MODEL.CLASSIFIER.HEAD", "linear"),
+}
+SHORT = {  # stages
+    "distill_retrospect": ("METHOD.DISTILL_RETROSPECT.EXPERT_ITERATIONS", 1),
+    "lwf": ("METHOD.LWF.WARMUP_ITER", 1),
+    "mnemonics": ("METHOD.MNEMONICS.EPOCHS", 1),
+}
+TEXTS = ("a", "b", "c", "d")  # an image with one object of each class
+
+
+def classification(*overrides) -> CfgNode:
+    keys = ("TASK", "classification", "TASKS.SPLIT", "2+2", "INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.MIN_SIZE_TEST", 32)
+    return tiny_config("fpn", *keys, *overrides)
 
 
 def classifier(*overrides, classes: int = 2) -> Detector:
-    keys = ("TASK", "classification", "TASKS.SPLIT", "2+2", "INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.MIN_SIZE_TEST", 32)
-    return tiny_detector(tiny_config("fpn", *keys, *overrides), classes).train()
+    return tiny_detector(classification(*overrides), classes).train()
 
 
 @pytest.fixture(params=CHOICES.values(), ids=CHOICES.keys())
@@ -177,17 +191,17 @@ def test_a_classifier_is_of_no_library():
 
 @pytest.mark.parametrize("overrides", CHOICES.values(), ids=CHOICES.keys())
 @pytest.mark.parametrize("name", method_names("classification"))
-def test_methods_for_classification_take_a_step(overrides, name):
-    keys = (*overrides, *NEEDS.get(name, ()))
-    methods = build_methods(tiny_config("fpn", "TASK", "classification", "METHODS", (name,), *keys))
-    model = classifier(*keys)
-    student = copy.deepcopy(model)
-    student.expand_classes(2)
-    learner = Learner(student, freeze_copy(model), methods, SECOND)
+def test_methods_for_classification_take_a_step(tmp_path, overrides, name):
+    cfg = classification(*overrides, *NEEDS.get(name, ()), *SHORT.get(name, ()), "METHODS", (name,))
+    world, methods = World(tmp_path, cfg, TEXTS), build_methods(cfg)
+    world.begin_first(methods)
+    for method in methods:
+        method.refine(world.context(FIRST))
+    learner, _ = world.begin_second(methods)
     losses = learner(batch(2, 3))
     assert "loss_cls" in losses
     sum(losses.values()).backward()
-    assert student.head.weight.grad[2:].any()
+    assert learner.student.head.weight.grad[2:].any()
 
 
 @pytest.mark.parametrize("name", sorted(set(method_names()) - set(method_names("classification"))))
