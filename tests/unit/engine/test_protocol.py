@@ -113,7 +113,7 @@ def test_held_out_images_are_training_images(root):
     assert part.block({"images": 0, "bytes": 0})["held_out"] is True
 
 
-@pytest.mark.parametrize("protocol", ["class_split", "image_split", "loco"])
+@pytest.mark.parametrize("protocol", ["class_split", "image_split", "loco", "latest_class"])
 def test_a_proxy_is_made_of_the_first_task_alone(root, protocol):
     whole = Problem.load(config(root, "TASKS.PROTOCOL", protocol))
     first = whole.stream[0]
