@@ -8,7 +8,6 @@ from typing import Any
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from incdet.backends.backbone import NETWORKS
 from incdet.backends.names import Pixels, same_mean
 from incdet.backends.weights import Stored, load_into, read_weights, torchvision_tensors
 from incdet.errors import CheckpointError
@@ -64,8 +63,8 @@ def refuse_another_backbone(stored: Stored, cfg: CfgNode) -> None:
 def _network(model: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that decide which function a backbone's tensors are."""
     node = model["BACKBONE"]
-    if node["NAME"] not in NETWORKS:  # Detectron2's own, or the mlp, whose shapes say enough
-        return {}
-    own = {f"MODEL.BACKBONE.{key}": node[key] for key in ("NAME", "WIDTH")}
+    if node["NAME"].startswith("build_"):  # Detectron2's own: the shapes say the rest
+        return {"STRIDE_IN_1X1": model["RESNETS"]["STRIDE_IN_1X1"]}
+    own = {"MODEL.BACKBONE.NAME": node["NAME"], "MODEL.BACKBONE.WIDTH": node["WIDTH"]}
     own["whether MODEL.BACKBONE.NORM is none"] = node["NORM"] == "none"
-    return own | ({"MODEL.BACKBONE.STRIDE_IN_1X1": node["STRIDE_IN_1X1"]} if node["NAME"] == "resnet50" else {})
+    return own | ({"STRIDE_IN_1X1": node["STRIDE_IN_1X1"]} if node["NAME"] == "resnet50" else {})

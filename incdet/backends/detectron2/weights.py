@@ -12,8 +12,12 @@ from torch import nn
 
 from incdet.backends import pretrained
 from incdet.backends.backbone import NETWORKS
-from incdet.backends.weights import TORCHVISION, load_into, read_weights
+from incdet.backends.names import BODY, State, match_names, torchvision_name
+from incdet.backends.weights import TORCHVISION, load_into, read_weights, torchvision_tensors
 from incdet.errors import CheckpointError
+
+# From incdet's shared backbones and C4 heads to a bare ResNet's names.
+_TORCHVISION_PLACES = ((BODY, ""), ("roi_heads.box_head.", "layer4."))
 
 
 class IncdetCheckpointer(DetectionCheckpointer):
@@ -46,8 +50,18 @@ def load_pretrained(detector: nn.Module, cfg: CfgNode) -> None:
     tensors = stored.tensors
     if stored.caffe2 or stored.by_suffix:
         tensors = align_and_update_state_dicts(detector.state_dict(), tensors, c2_conversion=stored.caffe2)
+    elif stored.config is not None:
+        pretrained.refuse_another_backbone(stored, cfg)
+        tensors = _as_called_here(torchvision_tensors(stored, pretrained.pixels_of(cfg, stored)), detector)
     report = load_into(detector, tensors, prefixes=(), source=source)
     print(f"{source}: {report}")
+
+
+def _as_called_here(tensors: State, detector: nn.Module) -> State:
+    """Tensors under torchvision's names as Detectron2's own ResNet calls them; others keep their names."""
+    places = {torchvision_name(name): name for name in detector.state_dict()}
+    renamed, others = match_names(tensors, places, _TORCHVISION_PLACES)
+    return {places[name]: tensor for name, tensor in renamed.items()} | {name: tensors[name] for name in others}
 
 
 def _local(source: str) -> str:
