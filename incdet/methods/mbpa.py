@@ -139,14 +139,13 @@ class LocalAdaptation(nn.Module):
         weights = 1 / (settings.EPSILON + nearest)
         weights = weights / weights.sum(dim=1, keepdim=True)
         key_logits = predictor(self.keys)[0].masked_fill(self.rivals, -torch.inf)
-        change = adapted_logits(
+        return predictor(features)[0] + adaptation(
             features, self.keys[rows], key_logits[rows], self.targets[rows], weights,
             settings.STEPS, settings.RATE, settings.PULL,
         )  # fmt: skip
-        return predictor(features)[0] + change
 
 
-def adapted_logits(
+def adaptation(
     queries: Tensor,
     keys: Tensor,
     logits: Tensor,
@@ -158,8 +157,8 @@ def adapted_logits(
 ) -> Tensor:
     """How the logits (R, K) of queries change when a linear classifier takes gradient steps for each of them.
 
-    The steps climb ``sum_k w_k log p(y_k | h_k, theta_x) - |theta_x - theta|^2 / (2 pull)`` from theta (sheet of the
-    paper's section 2). They never leave the span of the neighbours, ``theta_x - theta = sum_k a_k (h_k, 1)^T``, so that
+    The steps climb ``sum_k w_k log p(y_k | h_k, theta_x) - |theta_x - theta|^2 / (2 pull)`` from theta (the paper's
+    local objective). They never leave the span of the neighbours, ``theta_x - theta = sum_k a_k (h_k, 1)^T``, so that
     only the ``a_k`` (R, k, K) are computed, and no copy of the weights is made.
 
     Args:

@@ -57,10 +57,11 @@ class Mnemonics(Replay):
         "INNER_IMAGES": 64,  # exemplars at most that an unrolled step is taken on
         "FINETUNE_ITER": 300,  # balanced, after every task but the first; 0 = no fine-tuning. Ours, so the next
         "FINETUNE_LR": 0.01,
-        "IMAGES_PER_CLASS": 20,  # the paper's; with BUDGET, SELECTION and SHARE as in replay
+        "IMAGES_PER_CLASS": 20,  # the paper's; with the next four as in replay
         "BUDGET": 0,
         "SELECTION": "random",  # of the images that become exemplars. The release: herding
         "SHARE": 0.25,
+        "READING": "head",
     }
     works_on: ClassVar[tuple[str, ...]] = ("classification",)
 
@@ -94,7 +95,7 @@ class Mnemonics(Replay):
         if not context.is_main:
             return
         if (draft / "memory.json").exists():
-            save_memory(context.run_folder / "memory", [_with_pixels(e) for e in _read(context, draft)])
+            self.keep(context, [_with_pixels(e) for e in _read(context, draft)])
             (draft / "memory.json").unlink()
         shutil.rmtree(draft, ignore_errors=True)
 

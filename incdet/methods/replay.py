@@ -6,6 +6,7 @@ in it, so that ``METHODS: [replay, pseudo_label]`` can treat the others as unkno
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,9 +62,11 @@ class Replay(Method):
         return replace(view, images=view.images + stored, memory_share=self.cfg.SHARE if stored else None)
 
     def end_task(self, context: TaskContext) -> None:
-        if not context.is_main:
-            return
-        exemplars = self.exemplars(context)
+        if context.is_main:
+            self.keep(context, self.exemplars(context))
+
+    def keep(self, context: TaskContext, exemplars: Sequence[Exemplar]) -> None:
+        """Make these the memory, and what they are read by."""
         save_memory(context.run_folder / "memory", exemplars)
         if self._reading == "nearest_mean":
             images = stored_images(exemplars)

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import FIRST, SECOND, World, tiny_config
+from torch.nn.functional import normalize
 
 from incdet.data.images import read_image
 from incdet.errors import ConfigError, MethodError
 from incdet.methods import build_methods
 from incdet.methods.mnemonics import DRAFT, Mnemonics
 from incdet.replay.memory import Exemplar, load_memory
+from incdet.replay.nearest_mean import load_means
 
 SMALL = (
     "INPUT.MIN_SIZE_TRAIN",
@@ -110,6 +112,14 @@ def test_a_class_with_one_exemplar_has_no_other_half(world):
     mnemonics.refine(context)
     mnemonics.end_task(context)
     assert {stored(world)[name].kept_for for name in changed(pixels(world), before)} == {2, 3}
+
+
+def test_read_by_the_nearest_mean_the_means_are_those_of_the_learned_pixels(world):
+    context = world.context(FIRST)
+    method(world, READING="nearest_mean", IMAGES_PER_CLASS=1).end_task(context)
+    images = [exemplar.image for exemplar in sorted(stored(world).values(), key=lambda e: e.kept_for)]
+    features = torch.cat(context.features(context.student, images, "test"))
+    torch.testing.assert_close(load_means(context.task_folder), normalize(features, dim=1))
 
 
 # ---------------------------------------------------------------------- fine-tuning
