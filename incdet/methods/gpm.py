@@ -97,13 +97,14 @@ class Gpm(Method):
     def end_task(self, context: TaskContext) -> None:
         if not context.is_main:  # every process would see the same images
             return
-        memory, threshold = self._earlier(context), self._threshold(context.task.index)
+        memory, threshold = self._earlier(context), self.threshold(context.task.index)
         for name, samples in self._samples(context).items():
             earlier = memory.get(name, samples[:, :0]).to(samples)
             memory[name] = grow_basis(earlier, samples, threshold)
         save_tensors(context.task_folder / FILE, KIND, memory, None)
 
-    def _threshold(self, task: int) -> float:
+    def threshold(self, task: int) -> float:
+        """Of the energy of the inputs of task 1, 2, ...: the share e(t) that the memory is to hold."""
         return min(1.0, self.cfg.THRESHOLD + self.cfg.STEP * (task - 1))
 
     @torch.no_grad()
