@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,20 +41,25 @@ def write_crops(dataset: DetectionDataset, folder: Path, size: int, context: flo
     description = {"schema": 1, "fingerprint": dataset.fingerprint(), "size": size, "context": context}
     if folder.exists():
         return _count_existing(folder, description)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    with explain_refusal(folder):
-        shutil.rmtree(temporary, ignore_errors=True)
-        count = 0
-        for record in tqdm(dataset.images, f"crops of {dataset.name}", unit="image"):
-            for name, pixels in _crops(record, dataset.classes, size, context):
-                path = temporary / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
-                count += 1
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with explain_refusal(folder), tempfile.TemporaryDirectory(prefix=".crops-", dir=folder.parent) as workshop:
+        draft = Path(workshop, "crops")
+        count = _write(dataset, draft, size, context)
         if not count:
             raise DataError(f"Data set {dataset.name!r} has no object to cut out: none is labelled, or all are tiny.")
-        write_json(temporary / DESCRIPTION, {**description, "objects": count})
-        temporary.rename(folder)
+        write_json(draft / DESCRIPTION, {**description, "objects": count})
+        draft.replace(folder)
+    return count
+
+
+def _write(dataset: DetectionDataset, folder: Path, size: int, context: float) -> int:
+    count = 0
+    for record in tqdm(dataset.images, f"crops of {dataset.name}", unit="image"):
+        for name, pixels in _crops(record, dataset.classes, size, context):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+            count += 1
     return count
 
 
