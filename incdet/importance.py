@@ -6,6 +6,7 @@ is left out: it grows with the tasks, and what its rows say of a class is what t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,19 +25,28 @@ T = TypeVar("T")
 class Anchors:
     """Where a detector's important parameters were, and what it costs to leave.
 
+    No price is higher (ours) than the one at which a step of gradient descent takes a parameter all the way back:
+    beyond it every step would overshoot further. Importances differ by orders of magnitude, and a weight that is right
+    for most of them lets the papers' penalties diverge on the largest.
+
     Args:
         detector: as the task before left it.
         importance: by the parameters' names, on any device.
+        weight: of all importances.
+        rate: the largest learning rate of the task.
     """
 
-    def __init__(self, detector: Any, importance: Mapping[str, Tensor]) -> None:
+    def __init__(self, detector: Any, importance: Mapping[str, Tensor], weight: float, rate: float) -> None:
         parameters = dict(detector.named_parameters())
+        highest = 1 / (2 * rate) if rate else math.inf
         self.places = {name: parameters[name].detach().clone() for name in importance}
-        self.importance = {name: weight.to(self.places[name].device) for name, weight in importance.items()}
+        self.prices = {
+            name: (weight * value).clamp(max=highest).to(self.places[name].device) for name, value in importance.items()
+        }
 
     def penalty(self, detector: Any) -> Tensor:
-        """The importance-weighted squared distance of the detector's parameters from their anchors."""
-        return quadratic_penalty(dict(detector.named_parameters()), self.places, self.importance)
+        """The squared distances of the detector's parameters from their anchors, each times its price."""
+        return quadratic_penalty(dict(detector.named_parameters()), self.places, self.prices)
 
 
 def shared_parameters(detector: Any) -> dict[str, nn.Parameter]:

@@ -47,12 +47,13 @@ class Mas(Method):
 
     def begin_task(self, context: TaskContext) -> None:
         earlier = self._earlier(context)
-        self._anchors = Anchors(context.student, earlier) if earlier else None
+        rate = context.cfg.SOLVER.BASE_LR
+        self._anchors = Anchors(context.student, earlier, self.cfg.WEIGHT, rate) if earlier else None
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         if self._anchors is None:
             return {}
-        return {"loss_mas": self.cfg.WEIGHT * self._anchors.penalty(step.student.detector)}
+        return {"loss_mas": self._anchors.penalty(step.student.detector)}
 
     def end_task(self, context: TaskContext) -> None:
         task, multi_head = context.task, context.cfg.MODEL.CLASSIFIER.MULTI_HEAD

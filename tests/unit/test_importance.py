@@ -88,7 +88,7 @@ def test_processes_share_the_images_and_weigh_each_the_same(model):
 
 
 def test_leaving_an_anchor_costs_and_the_optimiser_is_drawn_back(model):
-    anchors = Anchors(model, {"shared.bias": torch.tensor([1.0, 0.0, 2.0, 0.5])})
+    anchors = Anchors(model, {"shared.bias": torch.tensor([0.5, 0.0, 1.0, 0.25])}, weight=2.0, rate=0.1)
     assert anchors.penalty(model).item() == 0
     with torch.no_grad():
         model.shared.bias += torch.tensor([1.0, 5.0, -1.0, 2.0])
@@ -98,6 +98,18 @@ def test_leaving_an_anchor_costs_and_the_optimiser_is_drawn_back(model):
     anchors.penalty(model).backward()
     optimizer.step()
     assert (model.shared.bias - away).tolist() == pytest.approx([-0.2, 0.0, 0.4, -0.2])  # -0.1 * 2 * importance * d
+
+
+def test_no_price_lets_a_step_overshoot_its_anchor(model):
+    importance = torch.tensor([1.0, 100.0, 1e9, 0.0])
+    anchors = Anchors(model, {"shared.bias": importance}, weight=1.0, rate=0.1)
+    with torch.no_grad():
+        model.shared.bias += 1.0
+    away = model.shared.bias.detach().clone()
+    optimizer = torch.optim.SGD([model.shared.bias], lr=0.1)
+    anchors.penalty(model).backward()
+    optimizer.step()
+    assert (model.shared.bias - away).tolist() == pytest.approx([-0.2, -1.0, -1.0, 0.0])
 
 
 def test_importances_add_up_and_a_frozen_layer_keeps_its_own():

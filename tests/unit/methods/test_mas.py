@@ -77,7 +77,7 @@ def test_importances_of_tasks_add_up_each_by_the_heads_that_its_images_have(tmp_
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_a_strong_penalty_keeps_the_important_parameters(tmp_path, optimizer):
-    world, moved = world_of(tmp_path), []
+    world, moved = world_of(tmp_path, "SOLVER.BASE_LR", 1e-3), []
     for weight in (0.0, 1000.0):
         mas = method(world, WEIGHT=weight)
         learner, view = world.begin_second([mas])
