@@ -24,8 +24,7 @@ from torch.nn.functional import one_hot
 
 from incdet.align.baselines import RIDGE_STRENGTH
 from incdet.align.drift import KINDS, fit_drift
-from incdet.errors import ConfigError, MethodError
-from incdet.heads import CosineLinear
+from incdet.errors import ConfigError
 from incdet.methods.base import Method, RegionReading, TaskContext
 from incdet.randomness import derive_seed
 from incdet.replay.selection import rank_random
@@ -60,16 +59,19 @@ class Mbpa(Method):
         self._report: dict[str, Any] = {}
         for key in _POSITIVE:
             if node[key] <= 0:
-                raise ConfigError(f"METHOD.MBPA.{key}: expected a number above 0, got {node[key]}.")
+                raise ConfigError(f"{self.key(key)}: expected a number above 0, got {node[key]}.")
         if node.DRIFT not in KINDS:
-            raise ConfigError(f"METHOD.MBPA.DRIFT: expected one of {', '.join(KINDS)}, got {node.DRIFT!r}.")
+            raise ConfigError(f"{self.key('DRIFT')}: expected one of {', '.join(KINDS)}, got {node.DRIFT!r}.")
 
-    def begin_task(self, context: TaskContext) -> None:
-        _refuse_cosine(context)
+    def check(self, cfg: CfgNode) -> None:
+        if cfg.MODEL.CLASSIFIER.HEAD != "linear":
+            raise ConfigError(
+                "METHODS: mbpa takes gradient steps of a linear classifier in closed form; MODEL.CLASSIFIER.HEAD is "
+                f"{cfg.MODEL.CLASSIFIER.HEAD}. Set it to linear, or take another method."
+            )
 
     def end_task(self, context: TaskContext) -> None:
         """Store features of the task's classes after those of the old ones, moved to where the model has them now."""
-        _refuse_cosine(context)
         if not context.is_main:
             return
         keys, labels = self._new_keys(context)
@@ -178,11 +180,3 @@ def adaptation(
         now = logits + torch.einsum("rij,rjc->ric", among, moved)
         moved = moved + rate * (weights.unsqueeze(2) * (targets - now.softmax(dim=2)) - moved / pull)
     return torch.einsum("ri,ric->rc", to_query, moved)
-
-
-def _refuse_cosine(context: TaskContext) -> None:
-    if isinstance(context.student.classifier, CosineLinear):
-        raise MethodError(
-            "mbpa adapts a linear classifier, got a cosine one (MODEL.CLASSIFIER.HEAD). Set it to linear, or take "
-            "another method."
-        )

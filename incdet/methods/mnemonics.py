@@ -68,7 +68,10 @@ class Mnemonics(Replay):
     def __init__(self, node: CfgNode) -> None:
         super().__init__(node)
         if node.VARIANT not in ("paper", "release"):
-            raise ConfigError(f"METHOD.MNEMONICS.VARIANT: expected paper or release, got {node.VARIANT!r}.")
+            raise ConfigError(f"{self.key('VARIANT')}: expected paper or release, got {node.VARIANT!r}.")
+        for key in ("HALVE_EVERY", "INNER_STEPS", "INNER_IMAGES"):
+            if node[key] < 1:
+                raise ConfigError(f"{self.key(key)}: expected 1 or more, got {node[key]}.")
         self._paper = node.VARIANT == "paper"
         self._report: dict[str, Any] = {}
 

@@ -11,7 +11,8 @@ from torch.nn.functional import log_softmax, one_hot
 from incdet.data.images import read_image
 from incdet.engine.learner import freeze_copy
 from incdet.engine.slots import install_slots
-from incdet.errors import CheckpointError, ConfigError, MethodError
+from incdet.errors import CheckpointError, ConfigError
+from incdet.methods import build_methods
 from incdet.methods.mbpa import FILE, KIND, LocalAdaptation, Mbpa, adaptation
 from incdet.tensors import load_tensors
 
@@ -28,13 +29,9 @@ SMALL = (
 KEYS = ("TASK", "classification", "TASKS.SPLIT", "2+2", *SMALL)
 
 
-def make_world(folder, *overrides) -> World:
-    return World(folder, tiny_config("fpn", *KEYS, *overrides), "abcd" * 3)
-
-
 @pytest.fixture
 def world(tmp_path):
-    return make_world(tmp_path)
+    return World(tmp_path, tiny_config("fpn", *KEYS), "abcd" * 3)
 
 
 def settings(world: World, **changes):
@@ -204,8 +201,9 @@ def test_a_wrong_setting_is_refused_before_anything_is_learned(world, key, value
         Mbpa(settings(world, **{key: value}))
 
 
-@pytest.mark.parametrize("hook", ["begin_task", "end_task"])
-def test_a_cosine_classifier_is_refused(tmp_path, hook):
-    world = make_world(tmp_path, "MODEL.CLASSIFIER.HEAD", "cosine")
-    with pytest.raises(MethodError, match=r"mbpa adapts a linear classifier.*MODEL\.CLASSIFIER\.HEAD"):
-        getattr(Mbpa(settings(world)), hook)(world.context(FIRST))
+def test_a_cosine_classifier_is_refused_before_anything_is_learned(world):
+    world.cfg.METHODS = ("mbpa",)
+    build_methods(world.cfg)
+    world.cfg.MODEL.CLASSIFIER.HEAD = "cosine"
+    with pytest.raises(ConfigError, match=r"mbpa takes .* a linear classifier.*MODEL\.CLASSIFIER\.HEAD is cosine"):
+        build_methods(world.cfg)

@@ -208,3 +208,9 @@ def test_it_contains_replay(world):
 def test_an_unknown_value_names_its_key(world, key):
     with pytest.raises(ConfigError, match=rf"METHOD\.MNEMONICS\.{key}: expected .*got 'best'"):
         method(world, **{key: "best"})
+
+
+@pytest.mark.parametrize("key", ["HALVE_EVERY", "INNER_STEPS", "INNER_IMAGES"])
+def test_a_number_that_stands_for_nothing_is_refused(world, key):
+    with pytest.raises(ConfigError, match=rf"METHOD\.MNEMONICS\.{key}: expected 1 or more, got 0"):
+        method(world, **{key: 0})
