@@ -18,7 +18,7 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 @pytest.fixture
 def data(tmp_path) -> DetectionDataset:
-    """A picture, red left of x = 40 and blue right of it: an object on either side, a crowd, a difficult, a tiny one."""
+    """Red left of x = 40 and blue right of it, an object on either side, then a crowd, a difficult and a tiny one."""
     pixels = np.zeros((60, 80, 3), np.uint8)
     pixels[:, :40], pixels[:, 40:] = RED, BLUE
     Image.fromarray(pixels).save(tmp_path / "im.png")

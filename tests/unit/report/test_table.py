@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import statistics
 
 import pytest
@@ -60,6 +61,25 @@ def test_a_steps_cost_is_relative_to_finetuning_and_only_there_beside_it(make_ru
     (table,) = benchmark_tables(read_runs([own, make_run("f", methods=["finetune"])]))
     assert cell(table, 0, "step_cost").mean == pytest.approx(120 / 80)
     assert cell(table, 1, "step_cost").mean == pytest.approx(1)
+
+
+def test_classifiers_have_the_columns_of_their_literature(make_run):
+    detector, classifier = make_run("a"), make_run("b", matrix=((0.9,), (0.4, 0.8)))
+    path = classifier / "results.json"
+    content = json.loads(path.read_text())
+    for part in (content["matrix"], content["summary"], *(t[k] for t in content["tasks"] for k in ("ap", "groups"))):
+        values = part["voc_area_50"]
+        part.clear()
+        part["top1"] = values
+    path.write_text(json.dumps(content))
+    (table,) = benchmark_tables(read_runs([classifier]))
+    summary = content["summary"]["top1"]
+    assert cell(table, 0, "acc_top1").mean == pytest.approx(100 * sum(content["matrix"]["top1"][1]) / 2)
+    after_base = cell(table, 0, "average_incremental_after_base_top1").mean
+    assert after_base == pytest.approx(100 * summary["all"])
+    assert after_base < cell(table, 0, "average_incremental_top1").mean
+    (table,) = benchmark_tables(read_runs([detector]))
+    assert not any(column.key.startswith("acc") for column in table.columns)
 
 
 def test_other_splits_get_tables_of_their_own(make_run):
