@@ -73,9 +73,9 @@ def build_methods(cfg: _FvcoreNode) -> list[Method]:
             raise MethodError(f"METHODS: {name} cannot be combined, got {names}. {_first_line(kind)}")
     _refuse_contained(classes)
     methods = {name: kind(cfg.METHOD[name.upper()]) for name, kind in classes.items()}
-    _refuse_two_owners(methods)
     for method in methods.values():
         method.check(cfg)
+    _refuse_two_owners(methods)
     return list(methods.values())
 
 

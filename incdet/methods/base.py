@@ -152,7 +152,7 @@ class Method:
 
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     needs_teacher: ClassVar[bool] = False
-    replaces: ClassVar[tuple[str, ...]] = ()
+    replaces: tuple[str, ...] = ()  # may depend on the configuration
     changes_first_task: bool = False  # may depend on the configuration
     from_scratch: ClassVar[bool] = False
     works_on: ClassVar[tuple[str, ...]] = ("detection",)

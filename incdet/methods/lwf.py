@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from incdet.errors import ConfigError
 from incdet.losses.task_heads import head_distillation, head_pairs, sigmoid_distillation
-from incdet.methods.base import Method, Pass, Step, TaskContext
+from incdet.methods.base import DetectorLike, Method, Pass, Step, TaskContext
+from incdet.structures import RegionOutputs
 
 STAGE = "warmup"  # its folder in the task's
 
@@ -94,7 +95,7 @@ class Lwf(Method):
     def losses(self, step: Step) -> dict[str, Tensor]:
         if not step.task.old:
             return {}
-        losses = {"loss_cls": new_head_loss(step.student, step.task.num_old)}
+        losses = {"loss_cls": new_head_loss(step.student.detector, step.student.regions, step.task.num_old)}
         if step.teacher is not None:  # there is none in the warm-up, where the old answers cannot change
             losses["loss_lwf"] = self.cfg.WEIGHT * self._distillation(step.student, step.teacher)
         return losses
@@ -114,15 +115,14 @@ def old_heads(context: TaskContext) -> list[range]:
     return [range(context.task.num_old)]
 
 
-def new_head_loss(student: Pass, num_old: int) -> Tensor:
+def new_head_loss(detector: DetectorLike, regions: RegionOutputs, num_old: int) -> Tensor:
     """The base loss, with no old class among the rivals of a new one or of the background.
 
     Regions of an old class (a stored image, a pseudo-label) choose among all classes.
     """
-    regions = student.regions
     if regions.labels is not None:
         old = torch.arange(regions.logits.shape[1], device=regions.logits.device) < num_old
         absent = (regions.labels >= num_old)[:, None] & old
         # Not minus infinity: where a detector's classes have sigmoids, that times zero is not a number.
         regions = replace(regions, logits=regions.logits.masked_fill(absent, torch.finfo(regions.logits.dtype).min))
-    return student.detector.region_losses(regions, skip=("loss_box_reg",))["loss_cls"]
+    return detector.region_losses(regions, skip=("loss_box_reg",))["loss_cls"]

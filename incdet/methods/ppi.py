@@ -5,6 +5,9 @@ task by task, is not added to the loss; it bounds the step. What all classes sha
 goes along the vector nearest to the new loss's gradient that moves away from no past task's answers. The classifier
 has no such bound: it learns all tasks' answers together, and several times on every batch, so that the shared part is
 asked only for what the classifier cannot do by itself.
+
+Every task has its own columns of the classifier, and the labels are for the new task's: no new class competes with an
+old one. ``[lwf, ppi]`` adds the old answers to the loss as well.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from torch.func import functional_call
 from incdet.errors import ConfigError
 from incdet.losses.task_heads import head_distillation, head_pairs, sigmoid_distillation
 from incdet.methods.base import DetectorLike, Method, Step, TaskContext
+from incdet.methods.lwf import new_head_loss
 from incdet.optim import build_optimizer, learning_rate, set_learning_rate
 from incdet.projection import project_onto_cone
 
@@ -36,6 +40,7 @@ class Ppi(Method):
         "SUB_STEPS": 3,  # of the classifier on each batch, the first of them together with the shared part (release: 3)
     }
     needs_teacher = True
+    replaces: tuple[str, ...] = ("loss_cls",)
     works_on: ClassVar[tuple[str, ...]] = ("detection", "classification", "multi_label")
 
     def __init__(self, node: CfgNode) -> None:
@@ -45,6 +50,10 @@ class Ppi(Method):
                 f"{self.key('SUB_STEPS')}: expected at least one step of the classifier, got {node.SUB_STEPS}."
             )
         self._past: list[range] = []  # the labels of each past task
+
+    def check(self, cfg: CfgNode) -> None:
+        if "lwf" in cfg.METHODS:  # whose loss of the labels is the same
+            self.replaces = ()
 
     def begin_task(self, context: TaskContext) -> None:
         self._past = [task.new_labels for task in context.stream.tasks[: context.task.index - 1]]
@@ -62,7 +71,7 @@ class Ppi(Method):
     # ------------------------------------------------------------------ the shared part
 
     def constraints(self, step: Step) -> dict[str, Tensor]:
-        if step.teacher is None or not self._past:
+        if step.teacher is None:
             return {}
         student = step.student
         logits = logits_of_fixed(student.detector, student.regions.features)
@@ -75,7 +84,7 @@ class Ppi(Method):
     # ------------------------------------------------------------------ the classifier
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        if step.teacher is None or not self._past:
+        if step.teacher is None:
             return {}
         student, regions = step.student.detector, step.student.regions
         features = regions.features.detach().float()
@@ -85,7 +94,10 @@ class Ppi(Method):
         )
         self._answers = step.teacher.regions.logits
         logits, _ = student.predictor(features)
-        return {"loss_old_classifier": torch.stack(self.old_losses(student, logits, self._answers)).sum()}
+        losses = {"loss_old_classifier": torch.stack(self.old_losses(student, logits, self._answers)).sum()}
+        if self.replaces:
+            losses["loss_cls"] = new_head_loss(student, regions, step.task.num_old)
+        return losses
 
     @contextmanager
     def around_update(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
@@ -100,8 +112,8 @@ class Ppi(Method):
         """One more step of the classifier on the batch, the features as they were."""
         student = self._student
         logits, _ = student.predictor(self._regions.features)
-        new = student.region_losses(replace(self._regions, logits=logits), skip=("loss_box_reg",))["loss_cls"]
-        loss = new + torch.stack(self.old_losses(student, logits, self._answers)).sum()
+        new = new_head_loss(student, replace(self._regions, logits=logits), self._past[-1].stop)
+        loss = torch.stack([new, *self.old_losses(student, logits, self._answers)]).sum()
         weights = list(student.classifier.parameters())
         for weight, gradient in zip(weights, autograd.grad(loss, weights), strict=True):
             weight.grad = self._average(gradient)

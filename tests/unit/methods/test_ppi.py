@@ -9,6 +9,9 @@ from torch.nn import functional as F
 
 from incdet.engine.learner import Learner, freeze_copy
 from incdet.errors import ConfigError
+from incdet.methods import build_methods
+from incdet.methods.base import Method
+from incdet.methods.lwf import Lwf
 from incdet.methods.ppi import Ppi, logits_of_fixed
 from incdet.structures import Batch
 from incdet.tasks import build_stream
@@ -42,9 +45,9 @@ def world(request, tmp_path):
     return World(tmp_path, cfg, TEXTS)
 
 
-def second(world: World, ppi: Ppi):
+def second(world: World, *methods: Method):
     """A learner in the second task whose student has moved away from its teacher, and a batch."""
-    learner, view = world.begin_second([ppi])
+    learner, view = world.begin_second(list(methods))
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in learner.student.parameters():
@@ -155,6 +158,8 @@ def test_sub_steps_train_the_classifier_alone_on_the_features_of_the_batch(world
         else:
             distance = F.cross_entropy(old, teacher.softmax(dim=1))
         optimizer.zero_grad()
+        if not student.multi_label:  # no old class is a rival of a new one
+            regions.logits = regions.logits.masked_fill(torch.arange(4) < 2, -1e30)
         (before.region_losses(regions)["loss_cls"] + distance).backward()
         optimizer.step()
     for name, value in student.classifier.named_parameters():
@@ -201,6 +206,31 @@ def test_the_first_task_is_trained_as_ever(world):
     with learner.around_update():
         pass
     assert all(torch.equal(value, before[name]) for name, value in learner.student.state_dict().items())
+
+
+def test_the_labels_are_for_the_new_tasks_columns(world):
+    learner, batch = second(world, method(world))
+    found = learner(batch)["loss_cls"]
+    logits = logits_of(learner.student, batch)
+    labels = torch.stack([target.labels[0] for target in batch.targets])
+    if learner.student.multi_label:
+        expected = F.binary_cross_entropy_with_logits(logits[:, 2:], F.one_hot(labels - 2, 2).float())
+    else:
+        expected = F.cross_entropy(logits[:, 2:], labels - 2)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [("lwf", "ppi"), ("ppi", "lwf")])
+def test_lwf_adds_to_the_loss_what_ppi_bounds(world, names):
+    world.cfg.merge_from_list(["METHODS", names, "METHOD.LWF.WARMUP_ITER", 0])
+    methods = {type(each): each for each in build_methods(world.cfg)}
+    learner, batch = second(world, *methods.values())
+    together = learner(batch)
+    assert together.keys() == {"loss_cls", "loss_lwf", "loss_old_classifier"}
+    assert learner.constraints.keys() == {"constraint_task_1"}
+    learner.methods[:] = [methods[Lwf]]
+    alone = learner(batch)
+    assert all(torch.equal(alone[name], together[name]) for name in alone)
 
 
 @pytest.mark.parametrize("backend", ["torchvision", pytest.param("detectron2", marks=pytest.mark.detectron2)])
