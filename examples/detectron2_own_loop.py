@@ -56,7 +56,8 @@ def train(lesson: Lesson) -> Trained:
             losses = model(data)
             check_losses(losses, iteration)
             optimizer.zero_grad()
-            sum(losses.values()).backward()
+            with lesson.learner.around_backward(lesson.context.average):
+                sum(losses.values()).backward()
             with lesson.learner.around_update():
                 optimizer.step()
             storage.put_scalars(**{name: value.item() for name, value in losses.items()})
