@@ -37,7 +37,7 @@ def pixels_of(cfg: CfgNode, stored: Stored) -> Pixels:
     if theirs is not None and not same_mean(theirs, ours):
         print(
             f"{cfg.MODEL.WEIGHTS} was trained with MODEL.PIXEL_MEAN {list(theirs.mean)} ({theirs.order}), here it is "
-            f"{list(ours.mean)} ({ours.order}): its features will differ near the borders and in brightness."
+            f"{list(ours.mean)} ({ours.order}): its features are not what they were. Set it to the file's values."
         )
     return ours
 

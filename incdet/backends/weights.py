@@ -198,10 +198,12 @@ def read_model(path: str | Path) -> tuple[State, dict[str, str]]:
 
 
 def _refuse_folded(state: Mapping[str, Tensor], unexpected: Sequence[str], source: str | Path) -> None:
-    """Convolution biases without a place mean that a norm was folded into them; dropping them would ruin the net."""
+    """A convolution that fits but for its bias has a norm folded into that; dropping it would ruin the network."""
+    lost = set(unexpected)
     for name in unexpected:
-        weight = state.get(name.removesuffix("bias") + "weight")
-        if name.endswith(".bias") and weight is not None and weight.ndim == 4 and state[name].any():
+        weight = name.removesuffix("bias") + "weight"
+        fits = name.endswith(".bias") and weight in state and weight not in lost
+        if fits and state[weight].ndim == 4 and state[name].any():
             raise CheckpointError(
                 f"{source}: {name} has no place in the model: in the file batch norm is folded into convolutions that "
                 "have a bias. Set MODEL.BACKBONE.NORM to none, or use weights that are not folded."
