@@ -48,8 +48,9 @@ def test_forgetting_its_bound_and_a_remedy(learn):
     assert "Average precision" not in text
 
 
-def test_killed_and_resumed_to_the_bit(learn, monkeypatch):
-    whole = learn("eli_multi_head", "whole", iterations=30)
+@pytest.mark.parametrize("config", ["eli_multi_head", "ewc_multi_head", "mas", "hat", "icarl", "lucir"])
+def test_killed_and_resumed_to_the_bit(learn, monkeypatch, config):
+    whole = learn(config, "whole", iterations=30)
     calls = iter(range(1000))
 
     def check(losses, number):
@@ -58,9 +59,9 @@ def test_killed_and_resumed_to_the_bit(learn, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "check_losses", check)
-        folder = learn("eli_multi_head", "run", iterations=30, expect=130)
+        folder = learn(config, "run", iterations=30, expect=130)
     assert torch.load(folder / "task_2" / "state.pt", weights_only=True)["iteration"] == 10
-    learn("eli_multi_head", "run", "--resume", iterations=30)
+    learn(config, "run", "--resume", iterations=30)
     assert differences(whole, folder) == []
 
 
