@@ -50,9 +50,9 @@ class Mnemonics(Replay):
         "VARIANT": "paper",  # or release: see above
         "EPOCHS": 50,  # of the images that the exemplars are to stand for. The release: 1
         "HALVE_EVERY": 10,  # epochs: the pixels' learning rate. The release: 1
-        "PIXEL_LR": 0.01,  # of pixels in [0, 1]. Ours, so the next four; the release: 1e-5, of normalised ones
+        "PIXEL_LR": 50.0,  # of pixels in [0, 1], whose gradient an inner step makes small. Ours; the release: 1e-5
         "MOMENTUM": 0.9,  # of the pixels' steps (release)
-        "INNER_STEPS": 1,  # unrolled
+        "INNER_STEPS": 1,  # unrolled. Ours, so the next two
         "INNER_LR": 0.05,
         "INNER_IMAGES": 64,  # exemplars at most that an unrolled step is taken on
         "FINETUNE_ITER": 300,  # balanced, after every task but the first; 0 = no fine-tuning. Ours, so the next
