@@ -14,6 +14,9 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 CHUNK = 2**22  # parameters whose products are taken at once: what is doubled in precision stays small
+ROUNDING = (
+    1e-6  # a constraint shorter than this share of the gradient points anywhere: it is what rounding left of zero
+)
 NOISE = 1e-12  # eigenvalues of constraints of unit length below this are rounding: they repeat one another
 
 
@@ -25,16 +28,19 @@ def project_onto_cone(gradient: Tensor, constraints: Tensor, margin: float = 0.0
 
     Args:
         gradient: g, (P,); it is returned itself where no product is negative.
-        constraints: G, (k, P); rows may be zero or repeat one another.
+        constraints: G, (k, P); rows may be zero or repeat one another. One that is nothing beside the gradient counts
+            as zero, such as a distillation's where the student is still its teacher.
         margin: the least multiple of each constraint.
         ridge: on the diagonal, in the units of squared gradients; above 0 the constraints hold only nearly.
     """
     products = inner_products(torch.cat([gradient[None], constraints]))
-    slopes, gram = products[0, 1:], products[1:, 1:]
+    lengths = np.sqrt(np.diag(products))
+    heard = lengths[1:] > ROUNDING * lengths[0]
+    slopes, gram = products[0, 1:][heard], products[1:, 1:][np.ix_(heard, heard)]
     if (slopes >= 0).all():
         return gradient
     multiples = least_multiples(gram + ridge * np.eye(len(gram)), slopes, margin)
-    return gradient + torch.from_numpy(multiples).to(gradient) @ constraints
+    return gradient + torch.from_numpy(multiples).to(gradient) @ constraints[torch.from_numpy(heard)]
 
 
 def project_off(gradient: Tensor, constraint: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
+from incdet.data.digits import bundled_digits, write_digits
 from incdet.evaluation.results import read_run_results
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,23 @@ def test_two_processes_make_one_run(config, tmp_path):
     _launch(sys.executable, *words, "--eval-only", *keys)
     # Not to the bit: sums are rounded otherwise in batches of another make-up.
     assert _best_scores(folder / "task_2" / "predictions.json") == pytest.approx(before, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "task"), [("ppi", 3), ("gem", 2)])
+def test_a_bounded_step_is_the_same_on_two_processes(tmp_path, method, task):
+    """PPI with two constraints; GEM with one, of which each process has as many stored images as the other."""
+    write_digits(bundled_digits(), tmp_path / "digits")
+    config = ROOT / f"configs/classification/digits/2x5/{method}_multi_head.yaml"
+    models = []
+    for processes in ("1", "2"):
+        keys = ["DATASETS.ROOT", str(tmp_path), "OUTPUT_DIR", str(tmp_path / processes), "FIRST_TASK_CACHE", ""]
+        words = ["tools/train_net.py", "--config-file", str(config), "--num-gpus", processes, "--task", str(task)]
+        _launch(sys.executable, *words, *keys, "SOLVER.MAX_ITER", "10")
+        models.append(load_file(tmp_path / processes / f"task_{task}" / "model.safetensors"))
+    one, two = models
+    assert one.keys() == two.keys()
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
 
 
 def _best_scores(path: Path) -> dict[str, float]:

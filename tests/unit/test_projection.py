@@ -111,9 +111,16 @@ def test_opposite_constraints_leave_what_is_orthogonal_to_both():
 
 def test_a_short_constraint_binds_as_well_as_a_long_one():
     gradient, constraints = drawn(1, 3)
-    lengths = torch.tensor([1e-9, 1.0, 1e6])[:, None]
+    lengths = torch.tensor([1e-4, 1.0, 1e6])[:, None]
     plain = project_onto_cone(gradient, constraints)
     assert torch.allclose(project_onto_cone(gradient, lengths * constraints), plain, atol=1e-5)
+
+
+def test_what_rounding_left_of_zero_is_no_constraint():
+    gradient = torch.tensor([1.0, -2.0])
+    for constraint, bound in ((1e-7, False), (1e-4, True)):
+        projected = project_onto_cone(gradient, torch.tensor([[1.0, 0.0], [0.0, constraint]]))
+        assert projected.tolist() == pytest.approx([1.0, 0.0 if bound else -2.0], abs=1e-6)
 
 
 def test_scaling_the_gradient_scales_the_answer():
