@@ -50,8 +50,7 @@ class Mnemonics(Replay):
         "VARIANT": "paper",  # or release: see above
         "EPOCHS": 50,  # of the images that the exemplars are to stand for. The release: 1
         "HALVE_EVERY": 10,  # epochs: the pixels' learning rate. The release: 1
-        "PIXEL_LR": 50.0,  # of pixels in [0, 1], whose gradient an inner step makes small. Ours; the release: 1e-5
-        "MOMENTUM": 0.9,  # of the pixels' steps (release)
+        "PIXEL_LR": 0.001,  # a quarter of a grey level. Ours; the release: 1e-5 of normalised pixels, plain steps
         "INNER_STEPS": 1,  # unrolled. Ours, so the next two
         "INNER_LR": 0.05,
         "INNER_IMAGES": 64,  # exemplars at most that an unrolled step is taken on
@@ -169,7 +168,7 @@ class _Learner:
         hidden = not self.context.is_main
         shown = tqdm(queries, desc="exemplars", total=len(rates), leave=False, disable=hidden)
         start = _batch(exemplars, self.context)
-        learned = learn_pixels(start, shown, self.objective, rates, settings.MOMENTUM, count, self.generator)
+        learned = learn_pixels(start, shown, self.objective, rates, count, self.generator)
         pairs = zip(exemplars, learned.images, strict=True)
         return [replace(exemplar, pixels=self.context.average(image).cpu()) for exemplar, image in pairs]
 

@@ -117,24 +117,25 @@ def learn_pixels(
     queries: Iterable[Batch],
     objective: Objective,
     rates: Sequence[float],
-    momentum: float,
     count: int,
     generator: torch.Generator,
 ) -> Batch:
-    """The exemplars after gradient steps on their pixels, which stay in [0, 1].
+    """The exemplars after steps on their pixels, which stay in [0, 1].
+
+    The steps are Adam's (ours): a model that knows the queries well leaves gradients that differ by orders of magnitude
+    from task to task, and plain steps that move anything in one task destroy the exemplars in the next.
 
     Args:
         exemplars: where they begin.
         queries: one batch per step.
         objective: its gradient is a step's direction.
-        rates: of each step.
-        momentum: of the steps.
+        rates: of each step, in pixels' values: about the most that a pixel moves.
         count: how many exemplars, drawn anew, a step is taken on.
         generator: of what is drawn.
     """
     pixels = [image.detach().clone().requires_grad_() for image in exemplars.images]
     learned = replace(exemplars, images=pixels)
-    optimizer = torch.optim.SGD(pixels, lr=0.0, momentum=momentum)
+    optimizer = torch.optim.Adam(pixels, lr=0.0)
     for rate, batch in zip(rates, queries, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()

@@ -36,7 +36,7 @@ def world(tmp_path):
 
 def method(world: World, **changes) -> Mnemonics:
     node = world.cfg.METHOD.MNEMONICS.clone()
-    few = {"EPOCHS": 2, "HALVE_EVERY": 1, "PIXEL_LR": 1e4, "IMAGES_PER_CLASS": 2, "FINETUNE_ITER": 2}
+    few = {"EPOCHS": 2, "HALVE_EVERY": 1, "PIXEL_LR": 0.02, "IMAGES_PER_CLASS": 2, "FINETUNE_ITER": 2}
     node.update(few | changes)
     return Mnemonics(node)
 
