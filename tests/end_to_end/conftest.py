@@ -34,6 +34,7 @@ TINY = {
     "METHOD": {
         "PSEUDO_LABEL": {"SCORE_IGNORE": 0.05, "SCORE_RPN": 0.06, "SCORE_ROI": 0.08},
         "IOD": {"FINETUNE_ITER": 4},
+        "LWF": {"WARMUP_ITER": 4},
     },
     "DATALOADER": {"NUM_WORKERS": 0},
     "TEST": {"IMS_PER_BATCH": 16},

@@ -17,17 +17,32 @@ FEW = {"SOLVER__MAX_ITER": 4, "NEXT_TASKS__SOLVER__MAX_ITER": 3, "SOLVER__CHECKP
 SETTINGS = {
     "abr": {"METHOD__ABR__MIN_SIZE": 8, "METHOD__ABR__BUDGET": 40},
     "bpf": {"METHOD__BPF__INTERIM_ITERATIONS": 3, "METHOD__BPF__SCORE_ROI": 0.08},
+    "agem": {"METHOD__AGEM__IMAGES_PER_CLASS": 2},
+    "distill_retrospect": {
+        "METHOD__DISTILL_RETROSPECT__IMAGES_PER_CLASS": 2,
+        "METHOD__DISTILL_RETROSPECT__EXPERT_ITERATIONS": 3,
+    },
     "eli": {"METHOD__ELI__ITERATIONS": 3},
+    "ewc": {"METHOD__EWC__IMAGES": 4},
+    "gem": {"METHOD__GEM__IMAGES_PER_CLASS": 2},
+    "gpm": {"METHOD__GPM__IMAGES": 8},
     "frozen_head_distill": {
         "METHOD__FROZEN_HEAD_DISTILL__INTERIM": True,
         "METHOD__FROZEN_HEAD_DISTILL__INTERIM_ITERATIONS": 3,
     },
     "iod": {"METHOD__IOD__GAMMA": 2, "METHOD__IOD__FINETUNE_ITER": 3},
+    "lwf": {"METHOD__LWF__WARMUP_ITER": 3},
+    "mas": {"METHOD__MAS__IMAGES": 4},
     "nsgp": {"METHOD__NSGP__IMAGES": 8},
     "prototypes": {"METHOD__PROTOTYPES__ITERATIONS": 3},
     "replay": {"METHOD__REPLAY__IMAGES_PER_CLASS": 2},
 }
-STAGE_BEFORE = {"bpf": "interim", "frozen_head_distill": "interim"}  # the task's own training
+STAGE_BEFORE = {
+    "bpf": "interim",
+    "distill_retrospect": "interim",
+    "frozen_head_distill": "interim",
+    "lwf": "warmup",
+}  # the task's own training
 STAGE_AFTER = {"iod": "finetune"}
 
 Interrupt = Callable[[pytest.MonkeyPatch], None]
