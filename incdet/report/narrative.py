@@ -21,7 +21,7 @@ def narrate(runs: Sequence[Run], metric: str = "voc_area_50") -> list[str]:
 
     The runs are those of one group (split, protocol and data).
     """
-    return [_setting(runs, metric), *(_outcome(run, metric) for run in runs), *_cautions(runs), _reading(metric)]
+    return [_setting(runs, metric), *(_told(run, metric) for run in runs), *_cautions(runs), _reading(metric)]
 
 
 def _setting(runs: Sequence[Run], metric: str) -> str:
@@ -44,6 +44,13 @@ def _setting(runs: Sequence[Run], metric: str) -> str:
         "are labelled. Trained on without a remedy, a detector forgets: the old objects are in those images too, "
         "unlabelled, and it learns to treat them as background."
     )
+
+
+def _told(run: Run, metric: str) -> str:
+    """What became of a run, in its own metric where it has not that of the others: heads that know the task."""
+    if metric == "top1" and run.metrics[0] == "top1_task":
+        return f"{_outcome(run, 'top1_task')} It is told which task an image belongs to."
+    return _outcome(run, metric)
 
 
 def _outcome(run: Run, metric: str) -> str:

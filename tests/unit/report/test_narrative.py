@@ -74,3 +74,13 @@ def test_a_classifier_is_not_called_a_detector(make_run):
     assert text.startswith("A classifier that could name 2 kinds")
     assert "detector" not in text
     assert "has a higher score for it than any that does not" in text
+
+
+def test_a_run_with_one_head_per_task_speaks_of_its_own_metric(make_run):
+    run = read_run(make_run("a"))
+    run.results["summary"] = {"top1_task": run.results["summary"]["voc_area_50"]}
+    for task in run.tasks:
+        task["ap"]["top1_task"] = task["ap"]["voc_area_50"]
+    told = narrate([run], "top1")[1]
+    assert "unknown" not in told
+    assert f"reaches {100 * run.score('top1_task', 'new'):.1f} on the new. It is told which task" in told
