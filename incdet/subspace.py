@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 Layer = nn.Conv2d | nn.Linear
 BLOCK = 4096  # samples that are turned into double precision at a time
+STRIP = 512  # rows of a second moment that are computed at a time
 
 
 def layers_of(module: nn.Module) -> Iterator[tuple[str, Layer]]:
@@ -160,13 +161,22 @@ def _principal(samples: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(rest @ rest.transpose(1, 2))
         directions = F.normalize(vectors.transpose(1, 2) @ rest, dim=2)
     else:
-        moment = basis.new_zeros(len(samples), samples.shape[2], samples.shape[2])
-        for block in map(Tensor.double, samples.split(BLOCK, dim=1)):
-            moment.baddbmm_(block.transpose(1, 2), block)
+        moment = _second_moment(samples)
         total = moment.diagonal(dim1=1, dim2=2).sum(-1)
         values, vectors = torch.linalg.eigh(remove(remove(moment, basis).transpose(1, 2), basis))
         directions = vectors.transpose(1, 2)
     return total[:, None], values.flip(1).clamp(min=0), directions.flip(1)
+
+
+def _second_moment(samples: Tensor) -> Tensor:
+    """The sum of x x^T (g, d, d) over samples (g, n, d), in double precision."""
+    groups, _, width = samples.shape
+    moment = samples.new_zeros(groups, width, width, dtype=torch.float64)
+    for block in map(Tensor.double, samples.split(BLOCK, dim=1)):
+        for start in range(0, width, STRIP):  # the upper half alone: it is all the work there is
+            rows = slice(start, start + STRIP)
+            moment[:, rows, start:] += block[:, :, rows].transpose(1, 2) @ block[:, :, start:]
+    return moment.triu() + moment.triu(1).transpose(1, 2)
 
 
 def _noise(values: Tensor) -> Tensor:

@@ -172,6 +172,15 @@ def test_both_gram_matrices_and_the_singular_value_decomposition_span_the_same()
         torch.testing.assert_close((basis.T @ basis)[:16, :16], expected)
 
 
+def test_samples_in_several_blocks_and_strips_are_as_good_as_in_one(monkeypatch):
+    rows = torch.stack([samples(40, 11, rank=4), samples(40, 11, rank=6, seed=1)])
+    expected = grow_basis(nothing(11, groups=2), rows, 0.95)
+    monkeypatch.setattr("incdet.subspace.BLOCK", 7)
+    monkeypatch.setattr("incdet.subspace.STRIP", 3)
+    basis = grow_basis(nothing(11, groups=2), rows, 0.95)
+    torch.testing.assert_close(basis.transpose(1, 2) @ basis, expected.transpose(1, 2) @ expected)
+
+
 def test_growing_stops_at_the_threshold_of_the_whole_energy():
     axes = torch.eye(4, dtype=torch.float64)[None]
     rows = axes * torch.tensor([6.0, 3.0, 1.5, 1.0], dtype=torch.float64).sqrt()[:, None]  # energies; 11.5 in all
