@@ -51,6 +51,16 @@ def backward_transfer(matrix: Matrix) -> float | None:
     return mean(changes) if None not in changes else None
 
 
+def forward_transfer(matrix: Matrix, alone: Sequence[float | None]) -> float | None:
+    """FWT: mean over k > 1 of ``a[k][k] - b[k]`` (Wang et al., survey of continual learning, TPAMI 2024).
+
+    ``alone`` is b: what a model reaches on task k that learned nothing else, from the initial weights. GEM's FWT, which
+    reads task k before it was learned, is not defined for a head that grows: it has no rows for the task's classes yet.
+    """
+    gains = [_difference(row[-1], alone[task]) for task, row in enumerate(matrix) if task]
+    return mean(gains) if None not in gains else None
+
+
 def forgetting_percentage_points(matrix: Matrix) -> float | None:
     """FPP: ``a[1][1] - a[T][1]``, how far the first task's classes fell (Liu et al., CL-DETR, CVPR 2023).
 

@@ -92,7 +92,6 @@ def run_results(
     methods: Sequence[str],
     protocol: Mapping[str, Any],
     task_results: Sequence[Mapping[str, Any]],
-    joint: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of ``results.json``: the task matrix and the summary of the tasks learned so far.
 
@@ -101,10 +100,9 @@ def run_results(
         methods: the methods it used.
         protocol: the protocol block; its ``tasks`` (class names of each task) are what the summary groups by.
         task_results: one ``result.json`` per learned task, in task order.
-        joint: the ``result.json`` of joint training on all classes; adds what is measured against it.
 
     Raises:
-        DataError: the results are not those of tasks 1, 2, ..., or ``joint`` was tested on other data or classes.
+        DataError: the results are not those of tasks 1, 2, ...
     """
     numbers = [result["task"] for result in task_results]
     if not numbers or numbers != list(range(1, len(numbers) + 1)) or len(numbers) > len(protocol["tasks"]):
@@ -112,17 +110,12 @@ def run_results(
             f"the run '{name}' needs the results of tasks 1, 2, ... (at most {len(protocol['tasks'])}) in order; "
             f"got tasks {numbers}. Evaluate the missing tasks again"
         )
-    if joint is not None:
-        _check_joint(joint, protocol)
     tasks = [tuple(classes) for classes in protocol["tasks"][: len(numbers)]]
     metrics = list(task_results[0]["ap"])
     matrix = {metric: [list(result["by_task"][metric]) for result in task_results] for metric in metrics}
-    summary = {}
-    for metric in metrics:
-        steps = [result["ap"][metric] for result in task_results]
-        summary[metric] = _summary(steps, matrix[metric], tasks)
-        if joint is not None:
-            summary[metric] |= _against_joint(joint["ap"][metric], steps, matrix[metric], tasks)
+    summary = {
+        metric: _summary([result["ap"][metric] for result in task_results], matrix[metric], tasks) for metric in metrics
+    }
     return {
         "schema": SCHEMA,
         "name": name,
@@ -173,40 +166,12 @@ def _summary(
     }
 
 
-def _against_joint(
-    joint: PerClass, steps: Sequence[PerClass], matrix: incremental.Matrix, tasks: Sequence[tuple[str, ...]]
-) -> dict[str, float | None]:
-    """What is lost against joint training. One joint detector of all classes serves every step of Omega (ours)."""
-    seen = [_join(tasks[: step + 1]) for step in range(len(tasks))]
-    joint_seen, ours_seen = [incremental.mean_ap(joint, names) for names in seen], _seen_by_task(steps, tasks)
-    joint_tasks = [incremental.mean_ap(joint, names) for names in tasks]
-    return {
-        "joint": joint_seen[-1],
-        "abs_gap": incremental.absolute_gap(joint_seen[-1], ours_seen[-1]),
-        "rel_gap": incremental.relative_gap(joint_seen[-1], ours_seen[-1]),
-        "omega_all": incremental.omega(ours_seen, joint_seen),
-        "omega_base": incremental.omega([row[0] for row in matrix], [joint_tasks[0]] * len(tasks)),
-        "omega_new": incremental.omega([row[-1] for row in matrix], joint_tasks),
-        "rsd": incremental.relative_deficit(joint, steps[-1], _join(tasks[:-1])),
-        "rpd": incremental.relative_deficit(joint, steps[-1], tasks[-1]),
-    }
-
-
 def _seen_by_task(steps: Sequence[PerClass], tasks: Sequence[tuple[str, ...]]) -> list[float | None]:
     return [incremental.mean_ap(ap, _join(tasks[: step + 1])) for step, ap in enumerate(steps)]
 
 
 def _join(tasks: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(name for classes in tasks for name in classes)
-
-
-def _check_joint(joint: Mapping[str, Any], protocol: Mapping[str, Any]) -> None:
-    missing = sorted(set(_join(protocol["tasks"])) - set(next(iter(joint["ap"].values()), {})))
-    if missing:
-        raise DataError(f"the joint result has no AP of {', '.join(missing)}. Give the result of a run on all classes")
-    theirs, ours = joint.get("protocol", {}).get("test"), protocol.get("test")
-    if theirs and ours and theirs != ours:
-        raise DataError(f"the joint result was tested on {theirs}, this run on {ours}. Test both on the same images")
 
 
 def _read(path: str | Path, what: str, parts: Mapping[str, type]) -> dict[str, Any]:

@@ -67,6 +67,8 @@ def _outcome(run: Run, metric: str) -> str:
             f"{label}, trained on the labels of all classes at once, reaches {now:.1f} on the old kinds and {reached} "
             "on the new: the ceiling for the others."
         )
+    if run.methods == ("independent",):
+        return f"{label}, which starts anew with every task, reaches {reached} on the last one: what is learned afresh."
     skill = "agreement with the old detector" if "old_by_agreement" in run.stamps else "skill"
     kept = f"keeps {100 * now / before:.0f} % of its {skill} on" if before > 0 else f"had no {skill} to keep on"
     return f"{label} {kept} the old kinds (from {before:.1f} to {now:.1f}) and reaches {reached} on the new."

@@ -13,10 +13,15 @@ from typing import Any
 import yaml
 
 from incdet.errors import DataError
+from incdet.evaluation.references import against_independent, against_joint
 from incdet.files import read_json
 
 SCHEMA = 1
 RULES = ("voc_area_50", "voc_11point_50")  # a detector's AP by VOC's two rules
+# What must agree before two numbers may stand in one table.
+PROTOCOL_FIELDS = ("class_order_hash", "train", "test", "held_out", "proxy_of", "difficult", "backend", "model")
+# Methods whose runs are no competitors but what the others are measured against.
+REFERENCES = {("joint",): against_joint, ("independent",): against_independent}
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +155,10 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders and give each run a label that no other has.
+    """Read run folders, give each run a label that no other has, and measure it against its references.
+
+    A run's summary then has what ``evaluation.references`` computes, where a finished joint or independent run of the
+    same seed, model and protocol is among the folders.
 
     Raises:
         IncdetError: no folder was given, or one holds no finished task, or a file in it is damaged.
@@ -160,7 +168,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs = [read_run(folder) for folder in dict.fromkeys(Path(folder).resolve() for folder in folders)]
     counts = Counter(run.label for run in runs)
     clashing = {label: [run for run in runs if run.label == label] for label, count in counts.items() if count > 1}
-    return [replace(run, label=_longer_label(run, clashing.get(run.label, []))) for run in runs]
+    runs = [replace(run, label=_longer_label(run, clashing.get(run.label, []))) for run in runs]
+    return [_beside_references(run, runs) for run in runs]
 
 
 def read_run(folder: Path) -> Run:
@@ -236,6 +245,23 @@ def _results_of_tasks(folder: Path) -> dict[str, Any]:
             for metric, groups in metrics.items()
         },
     }
+
+
+def _beside_references(run: Run, runs: Sequence[Run]) -> Run:
+    """The run with what it is worth beside its references in its summary."""
+    alike = [other for other in runs if other.finished and run.finished and _setup(other) == _setup(run)]
+    summary = dict(run.results.get("summary") or {})
+    for other in alike:
+        if other.methods in REFERENCES:
+            found = REFERENCES[other.methods](run.results, other.results)
+            summary = {metric: {**scores, **found.get(metric, {})} for metric, scores in summary.items()}
+    return replace(run, results={**run.results, "summary": summary})
+
+
+def _setup(run: Run) -> str:
+    """What a run shares with those that it may be measured against."""
+    fields = [run.protocol.get(field) for field in (*PROTOCOL_FIELDS, "tasks", "protocol", "seed")]
+    return json.dumps(fields, sort_keys=True)
 
 
 def _longer_label(run: Run, namesakes: Sequence[Run]) -> str:

@@ -8,12 +8,15 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from incdet.errors import DataError
-from incdet.report.runs import Run
+from incdet.report.runs import PROTOCOL_FIELDS, Run
 
-# What must agree before two numbers may stand in one table.
-PROTOCOL_FIELDS = ("class_order_hash", "train", "test", "held_out", "proxy_of", "difficult", "backend", "model")
+# Of the summary, for further computing; the second need a joint run among those of the table.
+DETAILS = ("base_new", "fpp", "harmonic_mean", "group_average")
+DETAILS_BESIDE_JOINT = ("abs_gap", "omega_base", "omega_new")
+DEFICITS = ("rsd", "rpd")  # beside joint, too, and percent already
 METRIC_NAMES = {
     "coco": "AP50:95 (COCO)",
     "coco_50": "AP50 (COCO)",
@@ -32,6 +35,7 @@ class Column:
     header: str
     digits: int
     read: Callable[[Run], float | None]
+    detail: bool = False  # for further computing: CSV has it, tables for readers have not
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,19 @@ class BenchmarkTable:
     rows: tuple[Row, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def shown(self) -> list[int]:
+        """The places of the columns that people read."""
+        return [place for place, column in enumerate(self.columns) if not column.detail]
+
 
 def benchmark_tables(runs: Sequence[Run], metric: str | None = None) -> list[BenchmarkTable]:
-    """One table per (split, protocol, data), one row per setting (the run's NAME, or its methods).
+    """One table per (split, protocol, data, metric), one row per setting (the run's NAME, or its methods).
 
     Unfinished runs are left out, with a warning. Old, new and all are also given by VOC's other AP rule; the rest is
-    of ``metric`` alone: AP50 (area) for detectors and top-1 for classifiers, unless it is given. "Old before" is the
-    old classes' AP right after each was learned, "first task" (``base_old``) the first task's classes' AP at the end.
+    of ``metric`` alone: where it is not given, of each run's main one. "Old before" is the old classes' AP right after
+    each was learned, "first task" (``base_old``) the first task's classes' AP at the end. A column without a number is
+    left out: what is measured against a joint or an independent run needs one among ``runs``.
 
     Raises:
         DataError: no run has the metric.
@@ -88,10 +98,11 @@ def benchmark_tables(runs: Sequence[Run], metric: str | None = None) -> list[Ben
     known = sorted({name for run in runs for name in run.results.get("summary") or {}})
     if metric is not None and metric not in known:
         raise DataError(f"--metric: expected one of {', '.join(known) or 'none'}, but {metric!r} came")
-    groups: dict[tuple[str, str, str], list[Run]] = {}
+    groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    return [_table(group, members, metric or members[0].metrics[0]) for group, members in groups.items()]
+        # A classifier whose heads know the task is measured in another way, and beside its like.
+        groups.setdefault((*run.group, metric or run.metrics[0]), []).append(run)
+    return [_table(group, members) for group, members in groups.items()]
 
 
 def protocol_differences(runs: Sequence[Run]) -> list[str]:
@@ -111,7 +122,7 @@ def to_markdown(tables: Sequence[BenchmarkTable]) -> str:
     """GitHub-flavoured Markdown, one heading per table."""
     parts = []
     for table in tables:
-        lines = [_markdown_row(header) for header in [_headers(table), ["---"] + ["---:"] * (len(table.columns) + 1)]]
+        lines = [_markdown_row(header) for header in [_headers(table), ["---"] + ["---:"] * (len(table.shown) + 1)]]
         lines += [_markdown_row(_texts(table, row)) for row in table.rows]
         notes = "".join(f"\n> Warning: {warning}\n" for warning in table.warnings)
         parts.append(f"### {table.title}\n\n" + "\n".join(lines) + f"\n{notes}")
@@ -120,15 +131,18 @@ def to_markdown(tables: Sequence[BenchmarkTable]) -> str:
 
 def to_csv(tables: Sequence[BenchmarkTable]) -> str:
     """Unrounded means and standard deviations in columns of their own, for further computing."""
+    keys = dict.fromkeys(column.key for table in tables for column in table.columns)
+    names = [f"{key}_{kind}" for key in keys for kind in ("mean", "std")]
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    for index, table in enumerate(tables):
-        if index == 0:
-            statistics_names = [f"{column.key}_{kind}" for column in table.columns for kind in ("mean", "std")]
-            writer.writerow(["table", "methods", "runs", *statistics_names])
+    writer = csv.DictWriter(buffer, ["table", "methods", "runs", *names], lineterminator="\n")
+    writer.writeheader()
+    for table in tables:
         for row in table.rows:
-            numbers = [value for cell in row.cells for value in (cell.mean, cell.std)]
-            writer.writerow([table.title, row.label, len(row.runs), *("" if n is None else n for n in numbers)])
+            cells = zip(table.columns, row.cells, strict=True)
+            numbers = {
+                f"{column.key}_{kind}": getattr(cell, kind) for column, cell in cells for kind in ("mean", "std")
+            }
+            writer.writerow({"table": table.title, "methods": row.label, "runs": len(row.runs), **numbers})
     return buffer.getvalue()
 
 
@@ -137,7 +151,7 @@ def to_latex(tables: Sequence[BenchmarkTable]) -> str:
     parts = []
     for table in tables:
         lines = [f"% Warning: {warning}" for warning in table.warnings]
-        lines += [r"\begin{tabular}{l" + "r" * (len(table.columns) + 1) + "}", r"\toprule"]
+        lines += [r"\begin{tabular}{l" + "r" * (len(table.shown) + 1) + "}", r"\toprule"]
         lines += [f"% {table.title}", _latex_row(_headers(table)), r"\midrule"]
         lines += [_latex_row(_texts(table, row)).replace("±", r"$\pm$").replace("–", "--") for row in table.rows]
         lines += [r"\bottomrule", r"\end{tabular}", ""]
@@ -171,19 +185,24 @@ def percent(run: Run, metric: str, key: str) -> float | None:
     return None if value is None else 100 * value
 
 
-def _table(group: tuple[str, str, str], runs: list[Run], metric: str) -> BenchmarkTable:
+def _table(group: tuple[str, ...], runs: list[Run]) -> BenchmarkTable:
+    split, protocol, data, metric = group
     warnings = [f"{run.label} was left out: it did not finish its last task" for run in runs if not run.finished]
     complete = [run for run in runs if run.finished]
     rows: dict[tuple[str, tuple[str, ...]], list[Run]] = {}
     for run in complete:
         rows.setdefault((run.setting, run.stamps), []).append(run)
-    columns = _columns(metric, _joint(complete, metric), _finetune_step(complete))
+    columns = tuple(
+        column
+        for column in _columns(metric, _joint(complete, metric), _finetune_step(complete))
+        if any(column.read(run) is not None for run in complete)
+    )
     for members in rows.values():
         seeds = [run.protocol.get("seed") for run in members]
         if len(set(seeds)) < len(seeds):
             warnings.append(f"one row averages runs of equal seed: {', '.join(run.label for run in members)}")
     return BenchmarkTable(
-        title=f"{group[0]}, {group[1]}, {group[2]}",
+        title=f"{split}, {protocol}, {data}, {metric_name(metric)}",
         columns=columns,
         rows=tuple(_row(setting, stamps, members, columns) for (setting, stamps), members in rows.items()),
         warnings=tuple(warnings + protocol_differences(complete)),
@@ -196,8 +215,8 @@ def _row(setting: str, stamps: tuple[str, ...], runs: list[Run], columns: tuple[
 
 
 def _columns(metric: str, joint: float | None, finetune_step: float | None) -> tuple[Column, ...]:
-    def score(name: str, key: str, header: str) -> Column:
-        return Column(f"{key}_{name}", f"{header} {metric_name(name)}", 1, lambda run: percent(run, name, key))
+    def score(name: str, key: str, header: str, detail: bool = False) -> Column:
+        return Column(f"{key}_{name}", f"{header} {metric_name(name)}", 1, lambda run: percent(run, name, key), detail)
 
     def old_before(run: Run) -> float | None:
         old = run.old_before_and_now(metric)
@@ -218,19 +237,20 @@ def _columns(metric: str, joint: float | None, finetune_step: float | None) -> t
         reached = run.score(metric, "all")
         return None if reached is None or not joint else 100 * (reached - joint) / joint
 
+    classifies = not metric.startswith(("voc", "coco"))  # in whose literature tasks are what is averaged over
     columns = [score(name, key, key) for name in _rules(metric) for key in ("old", "new", "all")]
     columns.append(Column(f"old_before_{metric}", f"old before {metric_name(metric)}", 1, old_before))
     columns += [score(metric, "base_old", "first task"), score(metric, "forgetting", "forgetting")]
     columns.append(score(metric, "average_incremental", "average incremental"))
-    if metric.startswith("top1"):  # what the literature on classification prints beside it
-        columns.append(score(metric, "average_incremental_after_base", "average incremental after base"))
-        columns.append(score(metric, "acc", "ACC"))
+    columns.append(score(metric, "average_incremental_after_base", "average incremental after base", not classifies))
+    columns += [score(metric, key, key.upper(), not classifies) for key in ("acc", "bwt")]
+    columns += [score(metric, "fwt", "FWT"), score(metric, "omega_all", "Omega")]
+    columns += [score(metric, key, key, detail=True) for key in (*DETAILS, *DETAILS_BESIDE_JOINT)]
+    columns += [Column(f"{key}_{metric}", key, 1, partial(Run.score, metric=metric, key=key), True) for key in DEFICITS]
     columns.append(Column("memory_megabytes", "memory (MB)", 2, megabytes))
     columns.append(Column("train_minutes", "training (min)", 1, minutes))
-    if finetune_step:
-        columns.append(Column("step_cost", "a step's time / finetune's", 2, step_cost))
-    if joint:
-        columns.append(Column("gap_to_joint_percent", "gap to joint (%)", 1, gap))
+    columns.append(Column("step_cost", "a step's time / finetune's", 2, step_cost))
+    columns.append(Column("gap_to_joint_percent", "gap to joint (%)", 1, gap))
     return tuple(columns)
 
 
@@ -254,11 +274,11 @@ def _finetune_step(runs: list[Run]) -> float | None:
 
 
 def _headers(table: BenchmarkTable) -> list[str]:
-    return ["methods", "runs", *(column.header for column in table.columns)]
+    return ["methods", "runs", *(table.columns[place].header for place in table.shown)]
 
 
 def _texts(table: BenchmarkTable, row: Row) -> list[str]:
-    cells = [cell.text(column.digits) for cell, column in zip(row.cells, table.columns, strict=True)]
+    cells = [row.cells[place].text(table.columns[place].digits) for place in table.shown]
     return [row.label, str(len(row.runs)), *cells]
 
 

@@ -21,6 +21,13 @@ def test_matrix_metrics():
     assert incremental.forgetting_percentage_points(MATRIX) == pytest.approx(0.1)
 
 
+def test_forward_transfer_is_measured_from_what_each_task_reaches_alone():
+    assert incremental.forward_transfer(MATRIX, [0.2, 0.6, 1.0]) == pytest.approx(((0.7 - 0.6) + (0.9 - 1.0)) / 2)
+    assert incremental.forward_transfer([[0.8], [0.6, 0.7]], [None, 0.4]) == pytest.approx(0.3)  # task 1 has no before
+    assert incremental.forward_transfer(MATRIX, [0.2, 0.6, None]) is None
+    assert incremental.forward_transfer([[0.8]], [0.2]) is None
+
+
 def test_negative_forgetting_is_kept():
     assert incremental.forgetting([[0.5], [0.75, 0.5]]) == -0.25
 

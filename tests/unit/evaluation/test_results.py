@@ -98,12 +98,11 @@ def test_a_run(results, protocol):
     assert run["tasks"] == results
 
 
-def test_a_run_of_three_tasks_against_joint():
+def test_a_run_of_three_tasks():
     tasks = [["a", "b"], ["c"], ["d"]]
     steps = [{"a": 0.8, "b": 0.6}, {"a": 0.6, "b": 0.6, "c": 0.9}, {"a": 0.4, "b": 0.6, "c": 0.6, "d": 0.8}]
-    joint = made_up(1, {"a": 0.8, "b": 0.8, "c": 1.0, "d": 0.8}, [["a", "b", "c", "d"]])
     made = [made_up(number, ap, tasks) for number, ap in enumerate(steps, start=1)]
-    run = run_results("three", [], {"tasks": tasks}, made, joint)
+    run = run_results("three", [], {"tasks": tasks}, made)
     assert run["stamps"] == ["oracle"]
     assert run["summary"]["coco"] == pytest.approx(
         {
@@ -112,11 +111,6 @@ def test_a_run_of_three_tasks_against_joint():
             "average_incremental_after_base": (0.7 + 0.6) / 2, "acc": (0.5 + 0.6 + 0.8) / 3,
             "forgetting": ((0.7 - 0.5) + (0.9 - 0.6)) / 2, "fpp": 0.2, "bwt": -0.25,
             "harmonic_mean": 2 * 1.6 / 3 * 0.8 / (1.6 / 3 + 0.8), "group_average": (1.6 / 3 + 0.8) / 2,
-            "joint": 0.85, "abs_gap": 0.25, "rel_gap": 0.25 / 0.85,
-            "omega_all": (0.7 / 0.8 + 0.7 / (2.6 / 3) + 0.6 / 0.85) / 3,
-            "omega_base": (0.7 + 0.6 + 0.5) / 0.8 / 3,
-            "omega_new": (0.7 / 0.8 + 0.9 / 1.0 + 0.8 / 0.8) / 3,
-            "rsd": 100 * (0.5 + 0.25 + 0.4) / 3, "rpd": 0.0,
         }
     )  # fmt: skip
 
@@ -131,14 +125,6 @@ def test_an_unfinished_run_is_summed_up_to_where_it_came(results, protocol):
 def test_tasks_that_are_missing_or_out_of_order(results, protocol, order):
     with pytest.raises(DataError, match="in order"):
         run_results("bad", [], protocol, [results[position] for position in order])
-
-
-def test_joint_results_that_cannot_be_compared(results, protocol):
-    with pytest.raises(DataError, match="no AP of bee, cow"):
-        run_results("bad", [], protocol, results, joint=results[0])
-    elsewhere = results[1] | {"protocol": {"test": {"name": "other"}}}
-    with pytest.raises(DataError, match="tested on"):
-        run_results("bad", [], protocol, results, joint=elsewhere)
 
 
 def test_to_disk_and_back(results, protocol, tmp_path):

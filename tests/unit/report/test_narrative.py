@@ -42,12 +42,14 @@ def test_the_baseline_the_ceiling_the_killed_and_the_stamped_are_told_apart(make
             make_run("b", methods=["joint"]),
             make_run("c", methods=["replay"], finished=1),
             make_run("d", stamps=["oracle"]),
+            make_run("e", methods=["independent"]),
         ]
     )
     text = " ".join(narrate(runs))
     assert "Plain fine-tuning (finetune) keeps 0 % of its skill" in text
     assert "joint, trained on the labels of all classes at once" in text
     assert "the ceiling" in text
+    assert "independent, which starts anew with every task" in text
     assert "replay has learned 2 kinds of object so far" in text
     assert "replay was stopped after 1 of 2 tasks" in text
     assert "pseudo_label [ORACLE] keeps" in text
