@@ -75,7 +75,8 @@ def _configured(file: Path, seed: int, arguments: argparse.Namespace) -> CfgNode
 
 def _learned(cfg: CfgNode, fabric: Fabric) -> bool:
     """Learn one run, or go on with it; False where it diverged."""
-    print(f"{cfg.TASKS.SPLIT} {Path(cfg.OUTPUT_DIR).parent.name}, seed {cfg.SEED}", flush=True)
+    if fabric.is_global_zero:
+        print(f"{cfg.TASKS.SPLIT} {Path(cfg.OUTPUT_DIR).parent.name}, seed {cfg.SEED}", flush=True)
     try:
         Run(cfg, fabric, resume=True).learn()
     except DivergenceError as error:
