@@ -15,7 +15,7 @@ from incdet.report.alignment import alignment_part
 from incdet.report.examples import MIN_IOU, MIN_SCORE, draw_examples
 from incdet.report.narrative import narrate
 from incdet.report.runs import Run, read_metrics, read_runs
-from incdet.report.table import measure, metric_name, percent, protocol_differences
+from incdet.report.table import measure, megabytes, metric_name, percent, protocol_differences
 
 
 def write_report(run_folders: Sequence[Path], out: Path, title: str | None = None) -> None:
@@ -81,7 +81,7 @@ def _score_table(runs: Sequence[Run]) -> str:
     """Both AP rules, forgetting, memory and time."""
     keys, metrics = ("old", "new", "all"), runs[0].metrics
     kinds = ("images", "crops") if any(run.memory("crops") for run in runs) else ("images",)
-    headers = ["run", *("old before", *keys) * len(metrics), "forgetting", *kinds, "MB", "training, min"]
+    headers = ["run", *("old before", *keys) * len(metrics), "forgetting", *kinds, "MB", "beside, MB", "training, min"]
     rows = []
     for run in runs:
         scores: list[float | None] = []
@@ -89,22 +89,23 @@ def _score_table(runs: Sequence[Run]) -> str:
             old = run.old_before_and_now(metric)
             scores.append(None if old is None else 100 * old[0])
             scores += [percent(run, metric, key) for key in keys]
-        stored = run.memory("bytes")
         rows.append(
             [
                 _name(run),
                 *(_shown(score) for score in [*scores, percent(run, metrics[0], "forgetting")]),
                 *(_shown(run.memory(kind), 0) for kind in kinds),
-                _shown(None if stored is None else stored / 1e6, 2),
+                _shown(megabytes(run, "bytes"), 2),
+                _shown(megabytes(run, "method_bytes"), 2),
                 _shown(None if run.train_seconds is None else run.train_seconds / 60),
             ]
         )
-    groups = [("", 1), *((metric_name(metric), 4) for metric in metrics), ("", 1), ("memory", len(kinds) + 1), ("", 1)]
+    groups = [("", 1), *((metric_name(metric), 4) for metric in metrics), ("", 1), ("memory", len(kinds) + 1), ("", 2)]
     caption = (
         f"{measure(metrics[0])} in percent, averaged over classes. <em>Old before</em>: the old classes, each right "
         "after the task that taught it; <em>old</em>, <em>new</em> and <em>all</em>: now. <em>Forgetting</em>: mean "
         "fall of the earlier tasks' classes from their best, in points of "
-        f"{metric_name(metrics[0])}. – is undefined or unknown."
+        f"{metric_name(metrics[0])}. <em>Beside</em>: what methods keep beside the model, for later tasks or "
+        "to predict with; the memory is not in it. – is undefined or unknown."
     )
     return page.table(headers, rows, caption, groups)
 

@@ -171,6 +171,12 @@ def percent(run: Run, metric: str, key: str) -> float | None:
     return None if value is None else 100 * value
 
 
+def megabytes(run: Run, key: str) -> float | None:
+    """What a run keeps for later: ``bytes`` of the exemplar memory, ``method_bytes`` beside the model."""
+    stored = run.memory(key)
+    return None if stored is None else stored / 1e6
+
+
 def _table(group: tuple[str, str, str], runs: list[Run], metric: str) -> BenchmarkTable:
     warnings = [f"{run.label} was left out: it did not finish its last task" for run in runs if not run.finished]
     complete = [run for run in runs if run.finished]
@@ -203,10 +209,6 @@ def _columns(metric: str, joint: float | None, finetune_step: float | None) -> t
         old = run.old_before_and_now(metric)
         return None if old is None else 100 * old[0]
 
-    def megabytes(run: Run) -> float | None:
-        stored = run.memory("bytes")
-        return None if stored is None else stored / 1e6
-
     def minutes(run: Run) -> float | None:
         return None if run.train_seconds is None else run.train_seconds / 60
 
@@ -225,7 +227,9 @@ def _columns(metric: str, joint: float | None, finetune_step: float | None) -> t
     if metric.startswith("top1"):  # what the literature on classification prints beside it
         columns.append(score(metric, "average_incremental_after_base", "average incremental after base"))
         columns.append(score(metric, "acc", "ACC"))
-    columns.append(Column("memory_megabytes", "memory (MB)", 2, megabytes))
+    columns.append(Column("memory_megabytes", "memory (MB)", 2, lambda run: megabytes(run, "bytes")))
+    beside = "kept beside the model (MB)"
+    columns.append(Column("method_megabytes", beside, 2, lambda run: megabytes(run, "method_bytes")))
     columns.append(Column("train_minutes", "training (min)", 1, minutes))
     if finetune_step:
         columns.append(Column("step_cost", "a step's time / finetune's", 2, step_cost))

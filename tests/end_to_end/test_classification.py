@@ -75,3 +75,11 @@ def test_one_head_per_task_is_aligned_by_reading_each_where_its_task_left_it(lea
     assert {row["gate"] for row in study["readings"]} == {"", "head"}
     assert old["ridge"] > old[""]
     assert len(new) == 1
+
+
+def test_what_is_kept_beside_the_model_is_counted_task_by_task(learn):
+    folder = learn("mbpa", "run", iterations=10)
+    results = read_run_results(folder / "results.json")
+    kept = [(folder / f"task_{task}" / "keys.safetensors").stat().st_size for task in (1, 2)]
+    assert [task["protocol"]["memory"]["method_bytes"] for task in results["tasks"]] == kept
+    assert results["protocol"]["memory"] == {"images": 0, "crops": 0, "bytes": 0, "method_bytes": kept[1]}

@@ -118,6 +118,13 @@ def test_stored_crops_are_counted_beside_stored_images(make_run, tmp_path):
     assert "crops" not in report([make_run("c")], tmp_path)
 
 
+def test_what_methods_keep_stands_beside_the_memory(make_run, tmp_path):
+    memory = {"images": 0, "bytes": 150_000}
+    html = report([make_run("a", memory=memory | {"method_bytes": 2_340_000}), make_run("b", seed=1)], tmp_path)
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in html.split("<tr>")]
+    assert [row[row.index("0.15") + 1] for row in rows if "0.15" in row] == ["2.34", "–"]
+
+
 def test_absent_images_are_said_and_do_not_stop_the_report(make_run, tmp_path):
     html = report([make_run("a", root=tmp_path / "nowhere")], tmp_path)
     assert "No images are shown: " in html
