@@ -102,7 +102,7 @@ def protocol_differences(runs: Sequence[Run]) -> list[str]:
         for run in runs:
             values.setdefault(json.dumps(run.protocol.get(field), sort_keys=True), []).append(run.label)
         if len(values) > 1:
-            listed = "; ".join(f"{value} in {', '.join(labels)}" for value, labels in values.items())
+            listed = "; ".join(f"{value} in {', '.join(dict.fromkeys(labels))}" for value, labels in values.items())
             sentences.append(f"the runs differ in {field}: {listed}")
     return sentences
 

@@ -151,6 +151,59 @@ def test_other_protocols_get_parts_of_their_own_and_differences_are_warned_about
     assert len(ids) == len(set(ids))
 
 
+@pytest.fixture
+def crowded(make_run, tmp_path):
+    """Three settings of two seeds and a stamped run: one more than there are colours."""
+    truth = write_voc_images(tmp_path / "data", CLASSES)
+    options = {"root": tmp_path / "data"}
+    folders = [
+        make_run(f"{name}_{seed}", methods=[name], seed=seed, matrix=((0.7,), (kept, 0.8)), **options)
+        for name, kept in (("finetune", 0.0), ("replay", 0.6), ("joint", 0.7))
+        for seed in (0, 1)
+    ]
+    folders.append(make_run("s", name="<script>s", stamps=["oracle"], extra={"a": 1}, **options))
+    for folder in folders:
+        for task in (1, 2):
+            found = [(one["image_id"], name, box, 0.9) for one in truth for name, box in one["objects"]]
+            write_predictions(folder, task, CLASSES, [f for f in found if f[1] in CLASSES[: 2 * task]])
+    return folders
+
+
+def test_more_runs_than_colours_are_shown_by_setting(crowded, tmp_path):
+    html = report(crowded, tmp_path)
+    page = parsed(html)
+    assert len(page.ids) == len(set(page.ids))
+    assert "<script" not in html
+    assert html.count('<table class="heat">') == 1
+    assert html.count("<svg") == 3  # tasks, matrices, losses
+    columns = re.findall(r"<figcaption><strong>(.*?)</strong>(?!<strong)", html.replace("\n", ""))
+    assert len(columns) == 6 * html.count('<div class="panels">')  # the truth, before, and four settings
+    assert html.count("Of each setting one run is shown: that of seed 0.") == 2
+    few = report(crowded[1:], tmp_path)
+    assert 'class="heat"' not in few
+    assert 'class="panels"' not in few
+    assert few.count("<svg") == 3 + 6  # bars, lines, losses, and a matrix of each run
+
+
+def test_the_numbers_of_many_runs_are_means_over_seeds_and_each_run_is_folded_away(crowded, tmp_path):
+    html = report(crowded, tmp_path)
+    seconds = (80 + 80, 81 + 81)
+    mean = f"{sum(seconds) / 120:.1f}"
+    assert re.search(rf'replay</th><td class="number">2</td>.*<td class="number">{mean}</td></tr>', html)
+    assert "Each of the 7 runs" in html
+    folded = html[html.index("Each of the 7 runs") : html.index("Class by class")]
+    assert folded.count('<th scope="row">') == 7
+    assert "<li>Plain fine-tuning (finetune, seed 1) <strong>keeps 0 %</strong>" in folded
+
+
+def test_a_stamp_is_a_badge_among_many_runs_too(crowded, tmp_path):
+    html = report(crowded, tmp_path)
+    ends = [m.end() for m in re.finditer("&lt;script&gt;s", html[: html.index("<h2>Configuration")])]
+    mentions = [html[end : end + 40] for end in ends]
+    assert len(mentions) >= 8
+    assert all(text.startswith((' <strong class="badge">ORACLE', " [ORACLE]")) for text in mentions)
+
+
 def test_the_tool_writes_beside_the_run_and_names_a_bad_folder(make_run, tmp_path, run_tool):
     folder = make_run("a")
     assert run_tool("report", folder) == (0, f"{folder / 'report.html'}\n", "")
