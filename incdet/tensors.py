@@ -55,3 +55,15 @@ def load_tensors(path: str | Path, kind: str, remedy: str) -> tuple[dict[str, Te
         raise CheckpointError(
             f"{path}: expected a file of {kind} that incdet wrote, found another safetensors file. {remedy}"
         ) from error
+
+
+def bytes_beside(model: Path) -> int:
+    """Bytes of the safetensors files that lie in a model's folder beside the model's own.
+
+    What a method keeps for later tasks, or for the model's predictions, is written there anew by each task, with all
+    that it still needs of the earlier ones, so that one folder tells all.
+
+    Args:
+        model: the path of the model's file; it need not exist.
+    """
+    return sum(file.stat().st_size for file in model.parent.glob("*.safetensors") if file.name != model.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from incdet.align.fit import PRESETS
 from incdet.config import get_cfg
-from incdet.engine.alignment import FILE, study_alignment
+from incdet.engine.alignment import FILE, check_study, study_alignment
 from incdet.engine.launch import build_fabric
 from incdet.engine.stream import Run
 from incdet.errors import ConfigError
@@ -19,7 +19,8 @@ EPILOG = """examples:
   incdet alignment output/shapes_table/10+10/*/seed_* --presets detection detection_10+10
 
 Needs no training: the aligners are fitted from the models that the run left, on the images of its task. Writes
-task_<t>/alignment.json, which the run's report shows; what is there already is not done again.
+task_<t>/alignment.json, which the run's report shows; what is there already is not done again. Runs that are not tested
+by their head (nearest means, mbpa, hat) are refused: there is no row without an aligner that would be their result.
 """
 
 
@@ -48,6 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         fabric.launch()
         finished = Run(cfg, fabric, resume=True)
         index = arguments.task or len(finished.stream)
+        check_study(finished, index)  # a study that an earlier version wrote is not shown either
         path = folder / f"task_{index}" / FILE
         if arguments.again or not path.exists():
             study_alignment(finished, index, arguments.presets, arguments.background, arguments.latents)

@@ -69,10 +69,9 @@ def study_alignment(run: Run, index: int, presets: Sequence[str], background: in
         What is written to ``task_<index>/alignment.json``.
 
     Raises:
-        ConfigError: there is no such task, or a model is missing.
+        ConfigError: there is no such task, a model is missing, or the run is not tested by its head alone.
     """
-    if not 2 <= index <= len(run.stream):
-        raise ConfigError(f"--task: aligning needs a task before it, so 2 to {len(run.stream)}; got {index}.")
+    check_study(run, index)
     task, before = run.stream[index - 1], run.stream[index - 2]
     previous, current = run.finished(before), run.finished(task)
     cfg = run.task_configs[index - 1]
@@ -97,6 +96,31 @@ def study_alignment(run: Run, index: int, presets: Sequence[str], background: in
     }
     write_json(run.task_folder(task) / FILE, result)
     return result
+
+
+def check_study(run: Run, index: int) -> None:
+    """Refuse a task that cannot be studied.
+
+    The study reads by the predictor, with and without an aligner. A method that reads otherwise follows the drift in
+    its own way (class means, stored features) or needs none (masks): there the predictor alone is not what the run was
+    tested with, and an aligner would move features away from where the method expects them.
+
+    Raises:
+        ConfigError: there is no such task, or a method reads features or images in a way of its own.
+    """
+    if not 2 <= index <= len(run.stream):
+        raise ConfigError(f"--task: aligning needs a task before it, so 2 to {len(run.stream)}; got {index}.")
+    folder = run.task_folder(run.stream[index - 1])
+    for name, method in zip(run.cfg.METHODS, run.methods, strict=True):
+        if isinstance(method, Eli):  # its own reading is among the rows
+            continue
+        remedy = f", or learn it with {method.key('READING')}: head" if "READING" in method.cfg else ""
+        if any(hook(folder) is not None for hook in (method.aligner, method.read_out, method.conditions)):
+            raise ConfigError(
+                f"{run.folder}: expected a run that is tested by its head alone, got METHODS: {name}, which reads "
+                "features in a way of its own: the study's first row would not be the run's result. Leave the run "
+                f"out{remedy}."
+            )
 
 
 def _fit(pairs: LatentPairs, presets: Sequence[str], seed: int) -> tuple[dict[str, Aligner], dict[str, float]]:

@@ -37,6 +37,7 @@ from incdet.methods.base import TaskContext
 from incdet.randomness import derive_seed, seed_torch
 from incdet.replay.memory import memory_size
 from incdet.tasks import TaskSpec
+from incdet.tensors import bytes_beside
 
 # Keys that change neither the data, nor the model, nor what is learned: a resumed run may have others.
 FREE_ON_RESUME = (
@@ -240,7 +241,7 @@ class Run:
                 self.stream,
                 task,
                 scores=self.problem.scores(predictions, task),
-                protocol=self._protocol(),
+                protocol=self._protocol(task),
                 stamps=self.cfg.STAMPS,
                 train=train,
                 evaluate={"seconds": round(time.perf_counter() - began, 2)},
@@ -316,14 +317,16 @@ class Run:
         key = first_task_key(context.cfg, context.view, self.fabric.world_size)
         return Path(self.cfg.FIRST_TASK_CACHE) / key / MODEL_FILE
 
-    def _protocol(self) -> dict[str, Any]:
-        return self.problem.block(memory_size(self.folder / "memory"))
+    def _protocol(self, task: TaskSpec) -> dict[str, Any]:
+        beside = bytes_beside(self.task_folder(task) / MODEL_FILE)
+        return self.problem.block({**memory_size(self.folder / "memory"), "method_bytes": beside})
 
     def _conclude(self) -> dict[str, Any]:
         """Sum up all finished tasks, those after ``--task`` too."""
         paths = [self.task_folder(task) / "result.json" for task in self.stream]
         results = [read_task_result(path) for path in takewhile(Path.exists, paths)]
-        content = run_results(self.name, list(self.cfg.METHODS), self._protocol(), results)
+        protocol = self._protocol(self.stream[len(results) - 1])
+        content = run_results(self.name, list(self.cfg.METHODS), protocol, results)
         if self.fabric.is_global_zero:
             write_result(self.folder / "results.json", content)
         return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from incdet.report.runs import Run
+from incdet.report.settings import Setting
 from incdet.report.table import metric_name
 
 STAMP_MEANING = {
@@ -21,7 +22,43 @@ def narrate(runs: Sequence[Run], metric: str = "voc_area_50") -> list[str]:
 
     The runs are those of one group (split, protocol and data).
     """
-    return [_setting(runs, metric), *(_told(run, metric) for run in runs), *_cautions(runs), _reading(metric)]
+    return [_setting(runs, metric), *tell(runs, metric), *_cautions(runs), _reading(metric)]
+
+
+def tell(runs: Sequence[Run], metric: str) -> list[str]:
+    """A sentence on each run."""
+    return [_told(run, metric) for run in runs]
+
+
+def narrate_many(settings: Sequence[Setting], metric: str = "voc_area_50") -> list[str]:
+    """What many settings have in common, and which of them keep most and least; each is told by ``narrate``."""
+    runs, count = settings[0].runs, sum(len(setting.runs) for setting in settings)
+    told = [one for one in (_kept(setting, metric) for setting in settings) if one is not None]
+    sentences = [_setting(runs, metric), f"Here are {count} runs of {len(settings)} settings."]
+    if len(told) > 1:
+        order = sorted(told, key=lambda one: one[0])
+        (least, worst), (most, best) = order[0], order[-1]
+        sentences.append(
+            f"{_called(best)} keeps {100 * most:.0f} % of its skill on the old kinds: the most here. "
+            f"{_called(worst)} keeps {100 * least:.0f} %: the least."
+        )
+    bounds = [setting for setting in settings if setting.runs[0].methods == ("joint",)]
+    for setting in bounds:
+        reached = setting.cell(lambda run: run.score(metric, "all")).mean
+        if reached is not None:
+            sentences.append(
+                f"{setting.title}, trained on the labels of all classes at once, reaches {100 * reached:.1f} on all "
+                "kinds: the ceiling for the others."
+            )
+    examples = [setting.relabelled[0] for setting in settings]
+    return [*sentences, *_cautions(examples), _reading(metric)]
+
+
+def _kept(setting: Setting, metric: str) -> tuple[float, Run] | None:
+    """The share of the old kinds' scores that is left, and the setting as a run; None where it says nothing."""
+    pairs = [pair for pair in (run.old_before_and_now(metric) for run in setting.runs) if pair is not None]
+    before, now = (sum(values) for values in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
+    return None if before <= 0 or setting.runs[0].methods == ("joint",) else (now / before, setting.relabelled[0])
 
 
 def _setting(runs: Sequence[Run], metric: str) -> str:
@@ -54,8 +91,7 @@ def _told(run: Run, metric: str) -> str:
 
 
 def _outcome(run: Run, metric: str) -> str:
-    # Nobody has to know that "finetune" is the name for doing nothing.
-    label = f"Plain fine-tuning ({run.title})" if run.methods == ("finetune",) else run.title
+    label = _called(run)
     new = run.score(metric, "new")
     reached = "an unknown value" if new is None else f"{100 * new:.1f}"
     old = run.old_before_and_now(metric)
@@ -72,6 +108,11 @@ def _outcome(run: Run, metric: str) -> str:
     skill = "agreement with the old detector" if "old_by_agreement" in run.stamps else "skill"
     kept = f"keeps {100 * now / before:.0f} % of its {skill} on" if before > 0 else f"had no {skill} to keep on"
     return f"{label} {kept} the old kinds (from {before:.1f} to {now:.1f}) and reaches {reached} on the new."
+
+
+def _called(run: Run) -> str:
+    """Nobody has to know that "finetune" is the name for doing nothing."""
+    return f"Plain fine-tuning ({run.title})" if run.methods == ("finetune",) else run.title
 
 
 def _cautions(runs: Sequence[Run]) -> list[str]:

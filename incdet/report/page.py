@@ -56,6 +56,10 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .38rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid var(--line); white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; }
+td.number small { display: block; color: var(--soft); font-size: .78em; line-height: 1.1; }
+table.dense th, table.dense td { padding: .3rem .45rem; }
+table.dense thead th { white-space: normal; vertical-align: bottom; }
+table.dense tbody th { min-width: 10rem; line-height: 1.3; }
 th.group { text-align: center; }
 figure { margin: .8rem 0; }
 figure.plot svg { width: 100%; height: auto; max-width: 860px; min-width: 480px; display: block; }
@@ -68,6 +72,18 @@ table.examples { margin: 0 auto; }
 table.examples td { border: 0; padding: .3rem; width: 16rem; }
 table.examples th { border: 0; padding: .3rem; font-weight: 600; white-space: normal; vertical-align: bottom; }
 table.examples img { width: 100%; min-width: 13.5rem; height: auto; display: block; border-radius: 4px; }
+table.heat td { padding: .25rem .3rem; border: 1px solid var(--paper); text-align: center; vertical-align: middle;
+  min-width: 2.6rem; line-height: 1.15; }
+table.heat td small { display: block; font-size: .72em; }
+table.heat tbody th { position: sticky; left: 0; background: var(--paper); padding: .25rem .7rem .25rem 0;
+  min-width: 9rem; font-weight: 600; vertical-align: middle; }
+table.heat .soft { font-weight: 400; }
+table.heat thead th { padding: .25rem .3rem; text-align: center; vertical-align: bottom; }
+table.heat thead th.upright > span { writing-mode: vertical-rl; transform: rotate(180deg); }
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem .8rem; }
+.panels figure { margin: 0; }
+.panels figcaption { line-height: 1.3; overflow-wrap: anywhere; }
+.panels img { width: 100%; height: auto; display: block; border-radius: 4px; }
 details { margin: .6rem 0; border: 1px solid var(--line); border-radius: 4px; padding: .5rem .9rem; }
 summary { cursor: pointer; font-weight: 600; }
 summary:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
@@ -100,11 +116,16 @@ def loud(text: str, stamps: Sequence[str]) -> str:
 
 
 def table(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", groups: Sequence[tuple[str, int]] = ()
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str = "",
+    groups: Sequence[tuple[str, int]] = (),
+    dense: bool = False,
 ) -> str:
     """A table of HTML cells whose first column names the row.
 
     ``groups`` puts a row of (title, columns) above the headers. Cells that look like numbers are set to the right.
+    ``dense`` is for tables of many columns.
     """
     top = "".join(f'<th class="group" scope="colgroup" colspan="{span}">{text}</th>' for text, span in groups)
     head = "".join(f'<th scope="col"{_align(rows, index)}>{text}</th>' for index, text in enumerate(headers))
@@ -117,9 +138,42 @@ def table(
     # Not a <caption>: that would scroll sideways with the columns on a phone.
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     above = f"<tr>{top}</tr>" if groups else ""
+    kind = ' class="dense"' if dense else ""
     return (
-        f'<figure><div class="scroll" tabindex="0"><table><thead>{above}<tr>{head}</tr></thead>\n'
+        f'<figure><div class="scroll" tabindex="0"><table{kind}><thead>{above}<tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}</tbody></table></div>{below}</figure>"
+    )
+
+
+def heat_table(
+    headers: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[tuple[str, str, str]]]],
+    caption: str,
+    groups: Sequence[tuple[str, int]] = (),
+) -> str:
+    """A table of shaded cells.
+
+    Args:
+        headers: texts of the columns; long ones are turned upright.
+        rows: an HTML name, and of each cell its text, the CSS of its colours and its small print.
+        caption: HTML.
+        groups: (text, columns) above the headers.
+    """
+    upright = ' class="upright"' if max(map(len, headers), default=0) > 4 else ""
+    top = "".join(f'<th scope="colgroup" colspan="{span}">{escape(text)}</th>' for text, span in groups)
+    head = "".join(f'<th scope="col"{upright}><span>{escape(text)}</span></th>' for text in headers)
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>'
+        + "".join(
+            f'<td style="{css}">{text}{f"<small>{small}</small>" if small else ""}</td>' for text, css, small in cells
+        )
+        + "</tr>\n"
+        for name, cells in rows
+    )
+    above = f"<tr><td></td>{top}</tr>" if groups else ""
+    return (
+        f'<figure><div class="scroll" tabindex="0"><table class="heat"><thead>{above}<tr><td></td>{head}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody></table></div><figcaption>{caption}</figcaption></figure>"
     )
 
 
@@ -187,7 +241,8 @@ def _all_flat(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _number_class(cell: str) -> str:
-    return ' class="number"' if re.fullmatch(r"(<code>)?[-+−]?[\d.,]+( %)?(</code>)?|–", cell) else ""
+    number = r"(<code>)?[-+−]?[\d.,]+( %)?(</code>)?(<small>± [\d.]+</small>)?|–"
+    return ' class="number"' if re.fullmatch(number, cell) else ""
 
 
 def _align(rows: Sequence[Sequence[str]], column: int) -> str:

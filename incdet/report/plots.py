@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from incdet.report.runs import Run, number
@@ -26,6 +27,7 @@ MARKERS = "osD^vP"
 HATCHES = ("", "///", "...", "xxx", "---", "+++")
 INK = "#1b1f24"  # text and axes; the report replaces it by the page's own text colour
 GRID = "#8b949e"
+SHADES = "cividis"  # of cells: from dark to bright for all readers
 SMOOTHING = 7  # rows of metrics.jsonl in the running median of the loss (ours)
 # Any: matplotlib types the keys by a list that grows with its versions.
 STYLE: Any = {
@@ -68,12 +70,10 @@ def ap_over_tasks(runs: Sequence[Run], metric: str = "voc_area_50", fmt: Format 
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
         first, seen = figure.subplots(1, 2, sharex=True, sharey=True)
         for index, run in enumerate(runs):
-            matrix = run.matrix(metric)
-            tasks = range(1, len(matrix) + 1)
+            one, all_seen = task_curves(run, metric)
             style: dict[str, Any] = {"color": _colour(index), "marker": MARKERS[index % len(MARKERS)], "lw": 1.8}
-            means = [number(((task.get("groups") or {}).get(metric) or {}).get("seen")) for task in run.tasks]
-            first.plot(tasks, _percent([row[0] if row else None for row in matrix]), label=_legend(run), **style)
-            seen.plot(range(1, len(means) + 1), _percent(means), **style)
+            first.plot(range(1, len(one) + 1), _percent(one), label=_legend(run), **style)
+            seen.plot(range(1, len(all_seen) + 1), _percent(all_seen), **style)
         for axes, title in ((first, "Classes of the first task"), (seen, "All classes seen so far")):
             axes.set_title(title, fontsize=10, loc="left")
             axes.set_xlabel("tasks learned")
@@ -87,26 +87,46 @@ def ap_over_tasks(runs: Sequence[Run], metric: str = "voc_area_50", fmt: Format 
 
 def forgetting_heatmap(run: Run, metric: str = "voc_area_50", fmt: Format = "svg") -> bytes:
     """The task matrix: row t holds the mean AP of each task's classes after learning task t."""
+    size = len(run.matrix(metric))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.9 + 0.62 * size, 1.2 + 0.5 * size), layout="constrained")
+        axes = figure.add_subplot()
+        image = draw_matrix(axes, run, metric)
+        axes.set_xlabel("classes of task")
+        axes.set_ylabel("after learning task")
+        figure.colorbar(image, ax=axes, label=f"{metric_name(metric)}, %").outline.set_visible(False)
+        return _render(figure, fmt)
+
+
+def draw_matrix(axes: Axes, run: Run, metric: str, size_of_text: float | None = None) -> AxesImage:
+    """The cells of a task matrix in percent, with their shades."""
     rows = run.matrix(metric)
     size = max(len(rows), max((len(row) for row in rows), default=0))
     grid = np.full((size, size), np.nan)
     for t, row in enumerate(rows):
         grid[t, : len(row)] = _percent(row)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.9 + 0.62 * size, 1.2 + 0.5 * size), layout="constrained")
-        axes = figure.add_subplot()
-        image = axes.imshow(np.ma.masked_invalid(grid), cmap="cividis", vmin=0, vmax=100, aspect="auto")
-        for (t, task), value in np.ndenumerate(grid):
-            if np.isfinite(value):
-                axes.text(task, t, f"{value:.0f}", ha="center", va="center", color="white" if value < 55 else "black")
-        axes.set_xticks(range(size), [str(task + 1) for task in range(size)])
-        axes.set_yticks(range(size), [str(task + 1) for task in range(size)])
-        axes.set_xlabel("classes of task")
-        axes.set_ylabel("after learning task")
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-        figure.colorbar(image, ax=axes, label=f"{metric_name(metric)}, %").outline.set_visible(False)
-        return _render(figure, fmt)
+    image = axes.imshow(np.ma.masked_invalid(grid), cmap=SHADES, vmin=0, vmax=100, aspect="auto")
+    for (t, task), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            style: dict[str, Any] = {"color": ink_on(value), "fontsize": size_of_text}
+            axes.text(task, t, f"{value:.0f}", ha="center", va="center", **style)
+    axes.set_xticks(range(size), [str(task + 1) for task in range(size)])
+    axes.set_yticks(range(size), [str(task + 1) for task in range(size)])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return image
+
+
+def ink_on(percent: float) -> str:
+    """The colour of text on the shade of a percentage."""
+    return "white" if percent < 55 else "black"
+
+
+def task_curves(run: Run, metric: str) -> tuple[list[float | None], list[float | None]]:
+    """After each task: mean AP of the first task's classes, and of all classes seen so far."""
+    first = [row[0] if row else None for row in run.matrix(metric)]
+    seen = [number(((task.get("groups") or {}).get(metric) or {}).get("seen")) for task in run.tasks]
+    return first, seen
 
 
 def loss_curve(runs: Sequence[Run], rows: Sequence[Sequence[dict[str, Any]]], fmt: Format = "svg") -> bytes:
@@ -127,7 +147,7 @@ def loss_curve(runs: Sequence[Run], rows: Sequence[Sequence[dict[str, Any]]], fm
             for end in ends:
                 stop = iterations.index(end) + 1
                 # A median across the border of two tasks would smear the jump that the new classes cause.
-                axes.plot(iterations[start:stop], _running_median(losses[start:stop]), color=_colour(index), lw=1.8)
+                axes.plot(iterations[start:stop], running_median(losses[start:stop]), color=_colour(index), lw=1.8)
                 axes.axvline(end, color=GRID, lw=0.8, ls=":")
                 start = stop
         axes.set_yscale("log")
@@ -207,7 +227,8 @@ def _percent(values: Sequence[float | None]) -> np.ndarray:
     return np.array([np.nan if value is None else 100 * value for value in values], dtype=float)
 
 
-def _running_median(values: Sequence[float]) -> list[float]:
+def running_median(values: Sequence[float]) -> list[float]:
+    """The median of each value and its neighbours: what a loss curve shows in thick."""
     half = SMOOTHING // 2
     return [float(np.median(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]
 

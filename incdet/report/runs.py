@@ -134,7 +134,7 @@ class Run:
         return sum(b for b, _ in known) / len(known), sum(n for _, n in known) / len(known)
 
     def memory(self, key: str) -> float | None:
-        """``images``, ``crops`` of objects or ``bytes`` kept in the exemplar memory."""
+        """``images``, ``crops`` of objects or ``bytes`` kept as exemplars, or ``method_bytes`` beside the model."""
         memory = self.protocol.get("memory")
         return number(memory.get(key)) if isinstance(memory, dict) else None
 

@@ -113,7 +113,7 @@ def protocol_differences(runs: Sequence[Run]) -> list[str]:
         for run in runs:
             values.setdefault(json.dumps(run.protocol.get(field), sort_keys=True), []).append(run.label)
         if len(values) > 1:
-            listed = "; ".join(f"{value} in {', '.join(labels)}" for value, labels in values.items())
+            listed = "; ".join(f"{value} in {', '.join(dict.fromkeys(labels))}" for value, labels in values.items())
             sentences.append(f"the runs differ in {field}: {listed}")
     return sentences
 
@@ -185,6 +185,12 @@ def percent(run: Run, metric: str, key: str) -> float | None:
     return None if value is None else 100 * value
 
 
+def megabytes(run: Run, key: str) -> float | None:
+    """What a run keeps for later: ``bytes`` of the exemplar memory, ``method_bytes`` beside the model."""
+    stored = run.memory(key)
+    return None if stored is None else stored / 1e6
+
+
 def _table(group: tuple[str, ...], runs: list[Run]) -> BenchmarkTable:
     split, protocol, data, metric = group
     warnings = [f"{run.label} was left out: it did not finish its last task" for run in runs if not run.finished]
@@ -222,10 +228,6 @@ def _columns(metric: str, joint: float | None, finetune_step: float | None) -> t
         old = run.old_before_and_now(metric)
         return None if old is None else 100 * old[0]
 
-    def megabytes(run: Run) -> float | None:
-        stored = run.memory("bytes")
-        return None if stored is None else stored / 1e6
-
     def minutes(run: Run) -> float | None:
         return None if run.train_seconds is None else run.train_seconds / 60
 
@@ -247,7 +249,9 @@ def _columns(metric: str, joint: float | None, finetune_step: float | None) -> t
     columns += [score(metric, "fwt", "FWT"), score(metric, "omega_all", "Omega")]
     columns += [score(metric, key, key, detail=True) for key in (*DETAILS, *DETAILS_BESIDE_JOINT)]
     columns += [Column(f"{key}_{metric}", key, 1, partial(Run.score, metric=metric, key=key), True) for key in DEFICITS]
-    columns.append(Column("memory_megabytes", "memory (MB)", 2, megabytes))
+    columns.append(Column("memory_megabytes", "memory (MB)", 2, lambda run: megabytes(run, "bytes")))
+    beside = "kept beside the model (MB)"
+    columns.append(Column("method_megabytes", beside, 2, lambda run: megabytes(run, "method_bytes")))
     columns.append(Column("train_minutes", "training (min)", 1, minutes))
     columns.append(Column("step_cost", "a step's time / finetune's", 2, step_cost))
     columns.append(Column("gap_to_joint_percent", "gap to joint (%)", 1, gap))

@@ -75,3 +75,31 @@ def test_one_head_per_task_is_aligned_by_reading_each_where_its_task_left_it(lea
     assert {row["gate"] for row in study["readings"]} == {"", "head"}
     assert old["ridge"] > old[""]
     assert len(new) == 1
+
+
+def test_what_is_kept_beside_the_model_is_counted_task_by_task(learn):
+    folder = learn("mbpa", "run", iterations=10)
+    results = read_run_results(folder / "results.json")
+    kept = [(folder / f"task_{task}" / "keys.safetensors").stat().st_size for task in (1, 2)]
+    assert [task["protocol"]["memory"]["method_bytes"] for task in results["tasks"]] == kept
+    assert results["protocol"]["memory"] == {"images": 0, "crops": 0, "bytes": 0, "method_bytes": kept[1]}
+
+
+@pytest.mark.parametrize("config", ["icarl", "mbpa", "hat"])
+def test_a_run_that_is_not_tested_by_its_head_is_not_aligned(learn, capsys, config):
+    folder = learn(config, "run", iterations=10)
+    path = folder / "task_2" / "alignment.json"
+    for _ in range(2):
+        assert main(["alignment", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert f"expected a run that is tested by its head alone, got METHODS: {config}" in error
+        assert ("METHOD.ICARL.READING: head" in error) == (config == "icarl")
+        assert "Leave the run out" in error
+        path.write_text("{}")  # as an earlier version would have left: not shown either
+
+
+def test_the_row_without_an_aligner_is_the_runs_result(learn):
+    folder = learn("replay", "run", iterations=10)
+    assert main(["alignment", str(folder), "--presets", "classification_linear"]) == 0
+    rows = read_json(folder / "task_2" / "alignment.json", "a study")["readings"]
+    assert rows[0]["groups"] == read_run_results(folder / "results.json")["tasks"][1]["groups"]

@@ -75,6 +75,9 @@ def test_saved_model_carries_its_classes_and_configuration(train):
     assert "MAX_ITER: 8" in metadata["config"]
 
 
+UNCOUNTED = ("model.safetensors", "predictions.json", "pseudo_labels.json", "result.json")
+
+
 @pytest.mark.parametrize("method", method_names("detection"))
 def test_every_method_learns_two_tasks(train, method):
     folder = train("run", METHODS=[method])
@@ -85,6 +88,10 @@ def test_every_method_learns_two_tasks(train, method):
     assert last["task"] == 2
     added = {key for key in last if key.startswith("loss_")} - set(BASE_LOSSES)
     assert bool(added) == (method_class(method).losses is not Method.losses)
+    # Whatever else a method kept in the folder for later would be counted nowhere.
+    kept = [path for path in (folder / "task_2").iterdir() if path.is_file() and path.name not in UNCOUNTED]
+    assert all(path.suffix == ".safetensors" for path in kept)
+    assert results["protocol"]["memory"]["method_bytes"] == sum(path.stat().st_size for path in kept)
 
 
 def test_replay_and_pseudo_labels_over_three_tasks(train):

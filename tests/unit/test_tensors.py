@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from incdet.errors import CheckpointError
-from incdet.tensors import load_tensors, save_tensors
+from incdet.tensors import bytes_beside, load_tensors, save_tensors
 
 REMEDY = "Make it again."
 
@@ -41,3 +41,20 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     for name in "ab":
         with pytest.raises(CheckpointError, match="expected a file of means"):
             load_tensors(tmp_path / f"{name}.safetensors", "means", REMEDY)
+
+
+def test_what_lies_beside_a_model_is_counted_without_the_model_and_without_other_folders(tmp_path):
+    model = tmp_path / "task_2" / "model.safetensors"
+    assert bytes_beside(model) == 0  # no such folder yet
+    for file, size in {
+        "task_1/bases.safetensors": 1,  # the second task's has all that is still needed of it
+        "task_2/bases.safetensors": 10,
+        "task_2/keys.safetensors": 100,
+        "task_2/model.safetensors": 1_000,
+        "task_2/predictions.json": 10_000,
+        "task_2/interim/model.safetensors": 100_000,
+        "memory/features.safetensors": 1_000_000,
+    }.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(bytes(size))
+    assert bytes_beside(model) == 110

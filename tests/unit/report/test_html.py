@@ -118,6 +118,13 @@ def test_stored_crops_are_counted_beside_stored_images(make_run, tmp_path):
     assert "crops" not in report([make_run("c")], tmp_path)
 
 
+def test_what_methods_keep_stands_beside_the_memory(make_run, tmp_path):
+    memory = {"images": 0, "bytes": 150_000}
+    html = report([make_run("a", memory=memory | {"method_bytes": 2_340_000}), make_run("b", seed=1)], tmp_path)
+    rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in html.split("<tr>")]
+    assert [row[row.index("0.15") + 1] for row in rows if "0.15" in row] == ["2.34", "–"]
+
+
 def test_absent_images_are_said_and_do_not_stop_the_report(make_run, tmp_path):
     html = report([make_run("a", root=tmp_path / "nowhere")], tmp_path)
     assert "No images are shown: " in html
@@ -142,6 +149,59 @@ def test_other_protocols_get_parts_of_their_own_and_differences_are_warned_about
     assert html.count("the runs differ in model") == 1
     ids = parsed(html).ids
     assert len(ids) == len(set(ids))
+
+
+@pytest.fixture
+def crowded(make_run, tmp_path):
+    """Three settings of two seeds and a stamped run: one more than there are colours."""
+    truth = write_voc_images(tmp_path / "data", CLASSES)
+    options = {"root": tmp_path / "data"}
+    folders = [
+        make_run(f"{name}_{seed}", methods=[name], seed=seed, matrix=((0.7,), (kept, 0.8)), **options)
+        for name, kept in (("finetune", 0.0), ("replay", 0.6), ("joint", 0.7))
+        for seed in (0, 1)
+    ]
+    folders.append(make_run("s", name="<script>s", stamps=["oracle"], extra={"a": 1}, **options))
+    for folder in folders:
+        for task in (1, 2):
+            found = [(one["image_id"], name, box, 0.9) for one in truth for name, box in one["objects"]]
+            write_predictions(folder, task, CLASSES, [f for f in found if f[1] in CLASSES[: 2 * task]])
+    return folders
+
+
+def test_more_runs_than_colours_are_shown_by_setting(crowded, tmp_path):
+    html = report(crowded, tmp_path)
+    page = parsed(html)
+    assert len(page.ids) == len(set(page.ids))
+    assert "<script" not in html
+    assert html.count('<table class="heat">') == 1
+    assert html.count("<svg") == 3  # tasks, matrices, losses
+    columns = re.findall(r"<figcaption><strong>(.*?)</strong>(?!<strong)", html.replace("\n", ""))
+    assert len(columns) == 6 * html.count('<div class="panels">')  # the truth, before, and four settings
+    assert html.count("Of each setting one run is shown: that of seed 0.") == 2
+    few = report(crowded[1:], tmp_path)
+    assert 'class="heat"' not in few
+    assert 'class="panels"' not in few
+    assert few.count("<svg") == 3 + 6  # bars, lines, losses, and a matrix of each run
+
+
+def test_the_numbers_of_many_runs_are_means_over_seeds_and_each_run_is_folded_away(crowded, tmp_path):
+    html = report(crowded, tmp_path)
+    seconds = (80 + 80, 81 + 81)
+    mean = f"{sum(seconds) / 120:.1f}"
+    assert re.search(rf'replay</th><td class="number">2</td>.*<td class="number">{mean}</td></tr>', html)
+    assert "Each of the 7 runs" in html
+    folded = html[html.index("Each of the 7 runs") : html.index("Class by class")]
+    assert folded.count('<th scope="row">') == 7
+    assert "<li>Plain fine-tuning (finetune, seed 1) <strong>keeps 0 %</strong>" in folded
+
+
+def test_a_stamp_is_a_badge_among_many_runs_too(crowded, tmp_path):
+    html = report(crowded, tmp_path)
+    ends = [m.end() for m in re.finditer("&lt;script&gt;s", html[: html.index("<h2>Configuration")])]
+    mentions = [html[end : end + 40] for end in ends]
+    assert len(mentions) >= 8
+    assert all(text.startswith((' <strong class="badge">ORACLE', " [ORACLE]")) for text in mentions)
 
 
 def test_the_tool_writes_beside_the_run_and_names_a_bad_folder(make_run, tmp_path, run_tool):

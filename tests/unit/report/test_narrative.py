@@ -2,8 +2,9 @@
 
 import pytest
 
-from incdet.report.narrative import narrate
+from incdet.report.narrative import narrate, narrate_many
 from incdet.report.runs import read_run, read_runs
+from incdet.report.settings import settings_of
 
 
 def set_ap(run, task, values):
@@ -86,3 +87,33 @@ def test_a_run_with_one_head_per_task_speaks_of_its_own_metric(make_run):
     told = narrate([run], "top1")[1]
     assert "unknown" not in told
     assert f"reaches {100 * run.score('top1_task', 'new'):.1f} on the new. It is told which task" in told
+
+
+def test_of_many_settings_the_best_and_the_worst_are_told_and_the_ceiling(make_run):
+    runs = read_runs(
+        [
+            make_run("a", methods=["finetune"], matrix=((0.8,), (0.0, 0.8))),
+            make_run("b", methods=["replay"], seed=0),
+            make_run("c", methods=["replay"], seed=1),
+            make_run("d", methods=["joint"]),
+            make_run("e", methods=["mas"], stamps=["oracle"], finished=1),
+            make_run("f", methods=["mas"], stamps=["oracle"], finished=1, seed=1),
+        ]
+    )
+    for run, (before, now) in zip(runs, ((0.8, 0.0), (0.8, 0.4), (0.8, 0.6), (0.8, 0.8)), strict=False):
+        set_ap(run, 1, {"circle": before, "cross": before})
+        set_ap(run, 2, {"circle": now, "cross": now, "ring": 0.9, "star": 0.9})
+    sentences = narrate_many(settings_of(runs))
+    told = " ".join(sentences)
+    assert "Here are 6 runs of 4 settings." in told
+    assert "replay keeps 62 % of its skill on the old kinds: the most here." in told  # (40 + 60) / (80 + 80)
+    assert "Plain fine-tuning (finetune) keeps 0 %: the least." in told
+    reached = 100 * runs[3].score("voc_area_50", "all")
+    assert f"joint, trained on the labels of all classes at once, reaches {reached:.1f} on all kinds" in told
+    assert told.count("was stopped after 1 of 2 tasks") == 1  # two seeds of one setting
+    assert told.count("What the stamp on mas, 1 of 2 tasks [ORACLE] means") == 1
+
+
+def test_nothing_is_told_of_what_is_kept_before_a_second_task(make_run):
+    settings = settings_of(read_runs([make_run("a", finished=1), make_run("b", methods=["x"], finished=1)]))
+    assert "keeps" not in " ".join(narrate_many(settings))

@@ -50,3 +50,19 @@ def test_the_title_is_escaped_and_the_document_is_whole():
     assert "<script" not in html
     assert "<p>body $5</p>" in html
     assert html.endswith("</html>\n")
+
+
+def test_shaded_cells_stand_under_upright_names_where_these_are_long():
+    rows = [(page.loud(NASTY, []), [("80", "background:#fff;color:black", "−3"), ("–", "", "")])]
+    html = page.heat_table([NASTY, "b"], rows, "below", [("task <1>", 2)])
+    assert "<script" not in html
+    assert html.count('class="upright"') == 2
+    assert '<td style="background:#fff;color:black">80<small>−3</small></td><td style="">–</td>' in html
+    assert '<th scope="colgroup" colspan="2">task &lt;1&gt;</th>' in html
+    assert "upright" not in page.heat_table(["0", "1"], rows, "")
+
+
+def test_a_number_with_its_deviation_is_set_to_the_right():
+    html = page.table(["run", "old"], [["a", "70.1<small>± 0.3</small>"]], dense=True)
+    assert '<td class="number">70.1<small>± 0.3</small></td>' in html
+    assert '<table class="dense">' in html

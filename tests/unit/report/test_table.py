@@ -55,6 +55,20 @@ def test_seeds_are_averaged_and_methods_are_not(make_run):
     assert table.warnings == ()
 
 
+def test_what_methods_keep_is_counted_beside_the_memory_and_unknown_in_older_results(make_run):
+    memory = {"images": 20, "crops": 0, "bytes": 150_000}
+    folders = [
+        make_run("a", memory=memory | {"method_bytes": 1_200_000}),
+        make_run("b", seed=1, memory=memory | {"method_bytes": 1_300_000}),
+        make_run("c", methods=["finetune"], memory=memory | {"method_bytes": 0}),
+        make_run("d", methods=["replay"], memory=memory),
+    ]
+    (table,) = benchmark_tables(read_runs(folders))
+    kept, digits = [cell(table, row, "method_megabytes") for row in range(3)], 2
+    assert [one.text(digits) for one in kept] == ["1.25 ± 0.07", "0.00", "–"]
+    assert cell(table, 0, "memory_megabytes").mean == pytest.approx(0.15)
+
+
 def test_the_gap_to_joint_is_relative_and_only_there_with_a_joint_run(make_run):
     own = make_run("a", matrix=((0.7,), (0.3, 0.5)))
     joint = make_run("j", methods=["joint"], matrix=((0.7,), (0.6, 1.0)))
