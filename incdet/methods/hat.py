@@ -6,8 +6,8 @@ claiming units that it does not need; weights between units that an earlier task
 
 A unit is a channel of a layer's output. Layers whose outputs a block adds up make the block's units together, with one
 mask on the sum (``backends.backbone.Wire`` says which layer lies between which units). Frozen stages are every task's
-and have no masks. A norm that goes on learning would change old features, so that from the second task on all
-norms are fixed.
+and have no masks. A norm that goes on learning would change old features, so that from the second task on all norms
+are fixed.
 
 It is the update that is masked, not the gradient, so that neither momentum nor weight decay can leak past. The task of
 an image has to be known: there is one head per task, and each is read through its own task's masks.

@@ -141,6 +141,17 @@ def test_the_first_tasks_logits_stay_for_any_image_on_every_backbone(tmp_path, o
     assert all(torch.equal(old[n], p) != shares[p].any() for n, p in learned.items() if n != "head.weight")
 
 
+@pytest.mark.parametrize(("name", "frozen_in"), [("resnet18_frozen_before", 0), ("resnet18_frozen_later", 1)])
+def test_a_task_that_found_units_frozen_uses_all_of_them(tmp_path, name, frozen_in):
+    world = world_of(tmp_path, *NETWORKS[name])
+    hat, how = method(world), {"steps": 1, "decided": True}
+    train(world, FIRST, world.first, [hat], **how)
+    second_task(world, [hat], **how)
+    masks = load_masks(tmp_path / "task_2")
+    assert [rows.all().item() for rows in masks["layer1.1"]] == [frozen_in == 0, frozen_in == 1]
+    assert not masks["layer4.1"].all(dim=1).any()
+
+
 @pytest.mark.parametrize("name", ["mlp", "resnet18", "resnet18_frozen_stages", "resnet50", "mobilenet_v2"])
 def test_nothing_that_may_change_is_read(tmp_path, name):
     student, generator = world_of(tmp_path, *NETWORKS[name]).first, torch.Generator().manual_seed(0)
