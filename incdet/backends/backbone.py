@@ -7,11 +7,13 @@ Stages follow detectron2's count: stage 1 is the stem, stage 2 is ``res2``, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, ResNet
+from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -31,7 +33,21 @@ MLP_STAGES = (("flatten",), ("fc1",), ("fc2",))
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2")
 LEVELS = ("stem", "res2", "res3", "res4", "res5")
 
+BLOCKS = (BasicBlock, Bottleneck, InvertedResidual)
+
 Norm = Callable[[int], nn.Module]
+
+
+class Wire(NamedTuple):
+    """A convolution or linear layer of a body, and between which units it lies; all three are names of modules.
+
+    Units are the channels of a module's output. What lies between a layer and the units that it makes acts on each
+    channel alone: a norm, an activation, the addition of a block's other branch.
+    """
+
+    layer: str
+    reads: str | None  # the units that are its inputs; None = the image
+    makes: str  # its outputs: a block's last layers make the block's, every other makes its own
 
 
 class Body(nn.ModuleDict):
@@ -81,6 +97,35 @@ class Body(nn.ModuleDict):
 
     def frozen_modules(self) -> dict[str, nn.Module]:
         return {name: self[name] for stage in self.stages[: self.frozen_stages] for name in stage}
+
+    def wires(self) -> list[Wire]:
+        """Every layer, in the order of the computation."""
+        wires: list[Wire] = []
+        inside: tuple[str, ...] = ()  # the block that was last begun
+        reads = None
+        for name, module in self.named_modules():
+            if isinstance(module, BLOCKS):
+                wires += _wires_of_block(name, module, reads)
+                inside, reads = (f"{name}.",), name
+            elif isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith(inside):
+                wires.append(Wire(name, reads, _units_of(name)))
+                reads = wires[-1].makes
+        return wires
+
+
+def _wires_of_block(name: str, block: nn.Module, reads: str | None) -> list[Wire]:
+    """A chain of layers whose last makes the block's own units, and so does the shortcut's, if it has a layer."""
+    layers = [path for path, part in block.named_modules(prefix=name) if isinstance(part, nn.Conv2d)]
+    shortcut = [path for path in layers if path.startswith(f"{name}.downsample.")]
+    chain = [path for path in layers if path not in shortcut]
+    makes = [*map(_units_of, chain[:-1]), name]
+    return [*map(Wire, chain, [reads, *makes], makes), *(Wire(path, reads, name) for path in shortcut)]
+
+
+def _units_of(layer: str) -> str:
+    """The module whose output is complete but for an activation: the norm of ``conv1``, or the sequence it is in."""
+    path, _, last = layer.rpartition(".")
+    return layer.removesuffix(last) + last.replace("conv", "bn") if last.startswith("conv") else path
 
 
 class NarrowResNet(ResNet):

@@ -5,7 +5,7 @@ Shapes: d_l units of layer l. ``smax`` is the largest scale; at that scale a mas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,12 +50,19 @@ def mask_cost(masks: Mapping[str, Tensor], used: Mapping[str, Tensor]) -> Tensor
     return claimed / free.clamp(min=torch.finfo(free.dtype).tiny)
 
 
-def free_weights(used_out: Tensor, used_in: Tensor | None) -> Tensor:
+def free_weights(shape: Sequence[int], used_out: Tensor, used_in: Tensor | None) -> Tensor:
     """The share of each weight's update that no earlier task minds: ``1 - min(u_out, u_in)`` (eq. 2).
 
     Args:
-        used_out: (d_l,) of the layer that the weights (d_l, d_l-1) make.
-        used_in: (d_l-1,) of the layer that they read; None = the image, which every task reads.
+        shape: of the weights: (d_l, d_l-1), or (d_l, d_l-1 / groups, kh, kw) of a convolution.
+        used_out: (d_l,) of the units that the weights make.
+        used_in: (d_l-1,) of the units that they read; None = the image, which every task reads.
+
+    Returns:
+        Broadcasts to ``shape``: all places of a kernel have one share.
     """
-    out = used_out[:, None]
-    return 1 - (out if used_in is None else torch.minimum(out, used_in))
+    used = used_out[:, None]
+    if used_in is not None:
+        read = used_in.view(-1, shape[1])  # by each group of the outputs
+        used = torch.minimum(used, read.repeat_interleave(len(used_out) // len(read), dim=0))
+    return 1 - used.view(*used.shape, *[1] * (len(shape) - 2))

@@ -23,7 +23,7 @@ CHOICES = {
 }
 NEEDS = {  # what a method refuses to run without
     "gpm": ("MODEL.CLASSIFIER.HEAD", "linear"),
-    "hat": ("MODEL.BACKBONE.NAME", "mlp", "MODEL.CLASSIFIER.MULTI_HEAD", True),
+    "hat": ("MODEL.CLASSIFIER.MULTI_HEAD", True, "MODEL.BACKBONE.NORM", "none"),
     "lucir": ("MODEL.CLASSIFIER.HEAD", "cosine"),
     "mbpa": ("MODEL.CLASSIFIER.HEAD", "linear"),
 }

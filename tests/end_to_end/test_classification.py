@@ -1,5 +1,6 @@
 """A classifier learns digits in two tasks by the same command, is resumed, aligned, and reported on."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,8 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def learn(data, tmp_path):
-    def run(config: str, folder: str, *flags: str, iterations: int = 60, expect: int = 0) -> Path:
-        keys = ["DATASETS.ROOT", str(data), "OUTPUT_DIR", str(tmp_path / folder), "FIRST_TASK_CACHE", ""]
+    def run(config: str, folder: str, *flags: str, iterations: int = 60, expect: int = 0, keys: list[str] = ()) -> Path:
+        keys = [*keys, "DATASETS.ROOT", str(data), "OUTPUT_DIR", str(tmp_path / folder), "FIRST_TASK_CACHE", ""]
         keys += ["SOLVER.MAX_ITER", str(iterations), "SOLVER.CHECKPOINT_PERIOD", "10", "METHOD.ELI.ITERATIONS", "5"]
         assert main(["train", "--config-file", str(CONFIGS / f"{config}.yaml"), *flags, *keys]) == expect
         return tmp_path / folder
@@ -48,9 +49,16 @@ def test_forgetting_its_bound_and_a_remedy(learn):
     assert "Average precision" not in text
 
 
-@pytest.mark.parametrize("config", ["eli_multi_head", "ewc_multi_head", "mas", "hat", "icarl", "lucir"])
-def test_killed_and_resumed_to_the_bit(learn, monkeypatch, config):
-    whole = learn(config, "whole", iterations=30)
+@pytest.mark.parametrize(
+    ("config", "keys"),
+    [
+        *((name, "") for name in ("eli_multi_head", "ewc_multi_head", "mas", "hat", "icarl", "lucir")),
+        ("hat", "MODEL.BACKBONE.NAME resnet18 MODEL.BACKBONE.WIDTH 8 MODEL.BACKBONE.NORM none SOLVER.BASE_LR 0.001"),
+    ],
+)
+def test_killed_and_resumed_to_the_bit(learn, monkeypatch, config, keys):
+    learn = partial(learn, config, iterations=30, keys=keys.split())
+    whole = learn("whole")
     calls = iter(range(1000))
 
     def check(losses, number):
@@ -59,9 +67,9 @@ def test_killed_and_resumed_to_the_bit(learn, monkeypatch, config):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "check_losses", check)
-        folder = learn(config, "run", iterations=30, expect=130)
+        folder = learn("run", expect=130)
     assert torch.load(folder / "task_2" / "state.pt", weights_only=True)["iteration"] == 10
-    learn(config, "run", "--resume", iterations=30)
+    learn("run", "--resume")
     assert differences(whole, folder) == []
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2, resnet18, resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
-from incdet.backends.backbone import LEVELS, build_body, build_network
+from incdet.backends.backbone import LEVELS, build_body, build_mlp, build_network
 from incdet.errors import ConfigError
 
 STRIDES = {"resnet18": (4, 4, 8, 16, 32), "resnet50": (4, 4, 8, 16, 32), "mobilenet_v2": (2, 4, 8, 16, 32)}
@@ -116,6 +116,51 @@ def test_frozen_outputs_can_be_handed_to_a_copy():
     found = twin(x, shared)
     assert found["res5"].requires_grad
     assert all(torch.equal(found[level], expected[level]) for level in ("res2", "res5"))
+
+
+def test_wires_say_what_each_layer_reads_and_makes():
+    resnet, bottlenecks, mobilenet = (
+        [tuple(wire) for wire in build_body(config(name), ("res5",))[0].wires()] for name in STRIDES
+    )
+    assert resnet[:5] == [
+        ("conv1", None, "bn1"),
+        ("layer1.0.conv1", "bn1", "layer1.0.bn1"),
+        ("layer1.0.conv2", "layer1.0.bn1", "layer1.0"),
+        ("layer1.1.conv1", "layer1.0", "layer1.1.bn1"),
+        ("layer1.1.conv2", "layer1.1.bn1", "layer1.1"),
+    ]
+    assert bottlenecks[-10:-6] == [  # of the block before the last two, whose shortcut is a layer
+        ("layer4.0.conv1", "layer3.5", "layer4.0.bn1"),
+        ("layer4.0.conv2", "layer4.0.bn1", "layer4.0.bn2"),
+        ("layer4.0.conv3", "layer4.0.bn2", "layer4.0"),
+        ("layer4.0.downsample.0", "layer3.5", "layer4.0"),
+    ]
+    assert mobilenet[:4] == [
+        ("0.0", None, "0"), ("1.conv.0.0", "0", "1.conv.0"), ("1.conv.1", "1.conv.0", "1"),
+        ("2.conv.0.0", "1", "2.conv.0"),
+    ]  # fmt: skip
+    assert mobilenet[-2:] == [("17.conv.2", "17.conv.1", "17"), ("18.0", "17", "18")]
+    assert [tuple(wire) for wire in build_mlp(config("mlp")).wires()] == [
+        ("fc1.0", None, "fc1"),
+        ("fc2.0", "fc1", "fc2"),
+    ]
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_wires_name_every_layer_once_and_units_of_its_width(name):
+    body, _, _ = build_body(config(name), ("res5",))
+    layers = {path: layer for path, layer in body.named_modules() if isinstance(layer, nn.Conv2d)}
+    widths: dict[str, int] = {}
+    wires = body.wires()
+    for path in {wire.makes for wire in wires}:
+        body.get_submodule(path).register_forward_hook(
+            lambda _, __, output, path=path: widths.update({path: output.shape[1]})
+        )
+    with torch.no_grad():
+        body.eval()(torch.zeros(1, 3, 64, 64))
+    assert sorted(wire.layer for wire in wires) == sorted(layers)
+    assert all(widths[wire.makes] == layers[wire.layer].out_channels for wire in wires)
+    assert all(wire.reads is None or widths[wire.reads] == layers[wire.layer].in_channels for wire in wires)
 
 
 @pytest.mark.parametrize(

@@ -39,5 +39,22 @@ def test_units_in_use_cost_nothing_and_free_ones_their_mask():
 
 def test_a_weight_between_units_in_use_stays_and_images_are_always_in_use():
     used_out, used_in = torch.tensor([1.0, 0.25]), torch.tensor([1.0, 0.5, 0.0])
-    assert free_weights(used_out, used_in).tolist() == [[0.0, 0.5, 1.0], [0.75, 0.75, 1.0]]
-    assert free_weights(used_out, None).tolist() == [[0.0], [0.75]]
+    assert free_weights((2, 3), used_out, used_in).tolist() == [[0.0, 0.5, 1.0], [0.75, 0.75, 1.0]]
+    assert free_weights((2, 3), used_out, None).tolist() == [[0.0], [0.75]]
+
+
+def test_all_places_of_a_kernel_have_one_share():
+    used_out, used_in = torch.tensor([1.0, 0.25]), torch.tensor([1.0, 0.5, 0.0])
+    shares = free_weights((2, 3, 5, 5), used_out, used_in)
+    assert shares.shape == (2, 3, 1, 1)
+    assert shares.flatten(1).tolist() == [[0.0, 0.5, 1.0], [0.75, 0.75, 1.0]]
+    assert free_weights((2, 3, 5, 5), used_out, None).tolist() == [[[[0.0]]], [[[0.75]]]]
+
+
+def test_a_grouped_convolution_reads_the_units_of_its_own_group():
+    used_out, used_in = torch.tensor([1.0, 0.5, 1.0, 0.25]), torch.tensor([1.0, 0.0, 0.5, 0.75])
+    two_groups = free_weights((4, 2, 3, 3), used_out, used_in)  # outputs 0 and 1 read inputs 0 and 1, and so on
+    assert two_groups.shape == (4, 2, 1, 1)
+    assert two_groups.flatten(1).tolist() == [[0.0, 1.0], [0.5, 1.0], [0.5, 0.25], [0.75, 0.75]]
+    depthwise = free_weights((4, 1, 3, 3), used_out, used_in)
+    assert depthwise.flatten().tolist() == [0.0, 1.0, 0.5, 0.75]
