@@ -6,9 +6,9 @@ and 9). From then on each update of the layer's weights loses its part along the
 outputs. What a memory cannot protect (biases, norms) is fixed after the first task.
 
 It is the update of the optimiser that is projected, not the gradient (eq. 6 and 7): for plain SGD, which the paper has,
-both are the same, and neither momentum, nor weight decay, nor AdamW's scaling can leak past. With one head per task the
-old heads' rows stay and the new head trains freely; a single head is a layer with a memory like the others. In
-detection backbone and neck are protected; proposals and the region head train freely.
+both are the same, and neither momentum, nor weight decay, nor AdamW's scaling can leak past. With one head per task, or
+a sigmoid per class, the old rows stay and the new ones train freely; a single head whose classes compete is a layer
+with a memory like the others. In detection backbone and neck are protected; proposals and the region head train freely.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Gpm(Method):
         for name, parameter in student.named_parameters():
             if name.startswith(remembering) and name.removesuffix(".weight") not in self._memory:
                 parameter.requires_grad_(False)
-        if cfg.MODEL.CLASSIFIER.MULTI_HEAD:
+        if _has_rows_of_tasks(cfg):
             heads = dict(student.classifier.named_parameters(prefix=head))
             self._old_rows = {name: context.task.num_old for name, parameter in heads.items() if parameter.ndim}
             for name in heads.keys() - self._old_rows.keys():  # the scale of cosine heads, which they share
@@ -137,9 +137,14 @@ class Gpm(Method):
         return {"gradient_memory": self._report} if self._report else {}
 
 
+def _has_rows_of_tasks(cfg: CfgNode) -> bool:
+    """Whether a task's rows of the classifier are read by themselves, so that new ones cannot outbid old ones."""
+    return cfg.TASK == "classification" and (cfg.MODEL.CLASSIFIER.MULTI_HEAD or cfg.MODEL.CLASSIFIER.MULTI_LABEL)
+
+
 def _has_one_head(cfg: CfgNode) -> bool:
-    """Whether all tasks' classes are read by one layer of the same inputs, in which old ones can be protected."""
-    return cfg.TASK == "classification" and not cfg.MODEL.CLASSIFIER.MULTI_HEAD
+    """Whether all tasks' classes compete in one layer, in which what old inputs are answered has to be protected."""
+    return cfg.TASK == "classification" and not _has_rows_of_tasks(cfg)
 
 
 def _name_of_classifier(student: Any) -> str:

@@ -135,6 +135,22 @@ def test_the_scale_that_cosine_heads_share_stays(tmp_path):
     assert change_of_logits(world, learn_second(world, gpm, "AdamW"), FIRST.num_seen) < 1e-5
 
 
+def test_with_a_sigmoid_per_class_old_rows_stay_and_new_ones_learn(tmp_path):
+    """No new class competes with an old one, so nothing has to keep its row away from what old images look like."""
+    world = classification(tmp_path, *NETWORKS["mlp"], "MODEL.CLASSIFIER.MULTI_LABEL", True)
+    gpm = method(world, **EXACT)
+    assert set(memory_after(gpm, world)) == {"backbone.body.fc1.0", "backbone.body.fc2.0"}
+    student = learn_second(world, gpm, "AdamW")
+    before = grown(world).head
+    assert change_of_logits(world, student, FIRST.num_seen) < 1e-5
+    for now, then in zip(student.head.parameters(), before.parameters(), strict=True):
+        assert torch.equal(now[: FIRST.num_seen], then[: FIRST.num_seen])
+        assert (now[FIRST.num_seen :] - then[FIRST.num_seen :]).abs().max() > 1e-3
+    _, regions = looked_at(world, student)
+    _, were = looked_at(world, grown(world))
+    assert (regions.logits - were.logits)[:, FIRST.num_seen :].abs().max() > 1e-3  # also on what old images look like
+
+
 def test_the_memory_grows_and_stays_orthonormal(tmp_path):
     world = classification(tmp_path, *NETWORKS["mlp"])
     gpm = method(world, THRESHOLD=0.9, STEP=0.05)
