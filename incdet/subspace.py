@@ -11,12 +11,15 @@ Shapes: g groups of a grouped convolution (1 elsewhere), o outputs of a group, d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
+from scipy.linalg import eigh
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 Layer = nn.Conv2d | nn.Linear
 BLOCK = 4096  # samples that are turned into double precision at a time
@@ -105,11 +108,9 @@ def grow_basis(basis: Tensor, samples: Tensor, threshold: float) -> Tensor:
         (g, k', d) with k' >= k, of the samples' type; its first rows are ``basis``.
     """
     known = basis.double()
-    total, energies, directions = _principal(samples, known)
-    held = total - energies.sum(-1, keepdim=True) + energies.cumsum(-1) - energies  # before each direction is added
-    # What is left at the size of the samples' own rounding is no direction of theirs.
-    rounding = max(torch.finfo(samples.dtype).eps ** 2, torch.finfo(energies.dtype).eps) * samples.shape[2]
-    needed = (held < threshold * total) & (energies > rounding * total)
+    total, rest, energies, directions = _principal(samples, known, threshold)
+    held = total - rest + energies.cumsum(-1) - energies  # before each direction is added
+    needed = (held < threshold * total) & (energies > 0)
     count = int(needed.sum(-1).max())
     fresh, needed = directions[:, :count], needed[:, :count, None]
     # Once more, for the directions of little energy are neither quite outside the basis nor quite orthogonal.
@@ -149,23 +150,44 @@ def projected(parameters: Mapping[str, nn.Parameter], bases: Mapping[str, Tensor
         weight.copy_(old + remove(update, basis).view_as(weight))
 
 
-def _principal(samples: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The energy (g, 1) of samples (g, n, d), and of their part outside a basis the principal axes, best first.
+def _principal(samples: Tensor, basis: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The energy of samples (g, n, d), and the principal axes of their part outside a basis that may be needed.
 
     Returns:
-        The energy, the axes' energies (g, r) and their directions (g, r, d).
+        The energy (g, 1), that of the part (g, 1), and the axes' energies (g, r), best first, and directions (g, r, d).
+        A group with fewer axes than another has zeros in their place.
     """
-    if samples.shape[1] < samples.shape[2]:
-        total = samples.double().square().sum((1, 2))
-        rest = remove(samples.double(), basis)
-        values, vectors = torch.linalg.eigh(rest @ rest.transpose(1, 2))
-        directions = F.normalize(vectors.transpose(1, 2) @ rest, dim=2)
+    few = samples.shape[1] < samples.shape[2]
+    if few:
+        part = remove(samples.double(), basis)
+        total, matrix = samples.double().square().sum((1, 2)), part @ part.transpose(1, 2)
     else:
         moment = _second_moment(samples)
-        total = moment.diagonal(dim1=1, dim2=2).sum(-1)
-        values, vectors = torch.linalg.eigh(remove(remove(moment, basis).transpose(1, 2), basis))
-        directions = vectors.transpose(1, 2)
-    return total[:, None], values.flip(1).clamp(min=0), directions.flip(1)
+        total, matrix = _trace(moment), remove(remove(moment, basis).transpose(1, 2), basis)
+    # What is left at the size of the samples' own rounding is no direction of theirs. And of axes that hold less than
+    # an equal part of what may be missing none is needed: all of them together do not hold what may be missing.
+    rounding = max(torch.finfo(samples.dtype).eps ** 2, torch.finfo(matrix.dtype).eps) * samples.shape[2]
+    energies, axes = _leading(matrix, total * max(rounding, (1 - threshold) / matrix.shape[1]))
+    directions = F.normalize(axes @ part, dim=2) if few else axes
+    return total[:, None], _trace(matrix)[:, None], energies, directions
+
+
+def _leading(matrix: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues (g, r) above the least (g,) of symmetric matrices (g, d, d), falling, and eigenvectors (g, r, d).
+
+    By LAPACK's search for a part of the spectrum, which torch does not offer: thrice as fast as all of it.
+    """
+    pairs = [
+        eigh(one, subset_by_value=(bound, math.inf))
+        for one, bound in zip(matrix.cpu().numpy(), least.tolist(), strict=True)
+    ]
+    values = pad_sequence([torch.from_numpy(found[::-1].copy()) for found, _ in pairs], batch_first=True)
+    vectors = pad_sequence([torch.from_numpy(found.T[::-1].copy()) for _, found in pairs], batch_first=True)
+    return values.to(matrix), vectors.to(matrix)
+
+
+def _trace(matrix: Tensor) -> Tensor:
+    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
 def _second_moment(samples: Tensor) -> Tensor:
