@@ -142,7 +142,9 @@ def test_the_model_is_fine_tuned_on_the_exemplars_of_all_seen_classes(world):
 def test_there_is_no_fine_tuning_in_the_release_nor_without_iterations(world, changes):
     mnemonics = method(world, **changes)
     mnemonics.end_task(world.context(FIRST))
-    mnemonics.refine(second(world, train=None))
+    stages = []
+    mnemonics.refine(second(world, train=lambda *stage: stages.append(stage)))
+    assert stages == []
 
 
 # ---------------------------------------------------------------------- killed and resumed
