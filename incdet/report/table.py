@@ -222,7 +222,8 @@ def _row(setting: str, stamps: tuple[str, ...], runs: list[Run], columns: tuple[
 
 def _columns(metric: str, joint: float | None, finetune_step: float | None) -> tuple[Column, ...]:
     def score(name: str, key: str, header: str, detail: bool = False) -> Column:
-        return Column(f"{key}_{name}", f"{header} {metric_name(name)}", 1, lambda run: percent(run, name, key), detail)
+        shown = header if name == metric else f"{header}, {metric_name(name)}"  # the main metric is in the title
+        return Column(f"{key}_{name}", shown, 1, lambda run: percent(run, name, key), detail)
 
     def old_before(run: Run) -> float | None:
         old = run.old_before_and_now(metric)
@@ -241,7 +242,7 @@ def _columns(metric: str, joint: float | None, finetune_step: float | None) -> t
 
     classifies = not metric.startswith(("voc", "coco"))  # in whose literature tasks are what is averaged over
     columns = [score(name, key, key) for name in _rules(metric) for key in ("old", "new", "all")]
-    columns.append(Column(f"old_before_{metric}", f"old before {metric_name(metric)}", 1, old_before))
+    columns.append(Column(f"old_before_{metric}", "old before", 1, old_before))
     columns += [score(metric, "base_old", "first task"), score(metric, "forgetting", "forgetting")]
     columns.append(score(metric, "average_incremental", "average incremental"))
     columns.append(score(metric, "average_incremental_after_base", "average incremental after base", not classifies))
