@@ -18,11 +18,11 @@ from incdet.report.plots import (
     OKABE_ITO,
     STYLE,
     Format,
-    _percent,
-    _plain,
-    _render,
     draw_matrix,
+    in_percent,
     loss_series,
+    plain_axes,
+    render,
     running_median,
     task_curves,
 )
@@ -49,9 +49,9 @@ def tasks_of_each(settings: Sequence[Setting], metric: str, fmt: Format = "svg")
                 rows = [curves[which] for curves in seeds]
                 tasks = range(1, len(rows[0]) + 1)
                 for row in rows if len(rows) > 1 else ():
-                    axes.plot(tasks, _percent(row), color=colour, ls=dashes, lw=0.6, alpha=0.5)
+                    axes.plot(tasks, in_percent(row), color=colour, ls=dashes, lw=0.6, alpha=0.5)
                 line: dict[str, Any] = {"color": colour, "ls": dashes, "lw": 1.4, "marker": marker, "ms": 2.5}
-                axes.plot(tasks, _percent(means(rows)), label=label, **line)
+                axes.plot(tasks, in_percent(means(rows)), label=label, **line)
             axes.set_ylim(0, 104)
             axes.set_yticks([0, 50, 100])
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
@@ -59,7 +59,7 @@ def tasks_of_each(settings: Sequence[Setting], metric: str, fmt: Format = "svg")
         figure.supylabel(f"mean {metric_name(metric)}, %", fontsize=8)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize=8)
-        return _render(figure, fmt)
+        return render(figure, fmt)
 
 
 def losses_of_each(
@@ -94,7 +94,7 @@ def losses_of_each(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
         figure.supxlabel("iteration, all tasks one after another", fontsize=8)
         figure.supylabel("training loss (log scale)", fontsize=8)
-        return _render(figure, fmt)
+        return render(figure, fmt)
 
 
 def matrices_of_each(settings: Sequence[Setting], metric: str, fmt: Format = "svg") -> bytes:
@@ -114,7 +114,7 @@ def matrices_of_each(settings: Sequence[Setting], metric: str, fmt: Format = "sv
         label = f"{metric_name(metric)}, %"
         bar = figure.colorbar(image, ax=panels, label=label, location="top", shrink=0.4, aspect=30, anchor=(0, 0))
         bar.outline.set_visible(False)
-        return _render(figure, fmt)
+        return render(figure, fmt)
 
 
 def _panels(settings: Sequence[Setting], metric: str | None = None) -> tuple[Figure, list[Axes]]:
@@ -125,7 +125,7 @@ def _panels(settings: Sequence[Setting], metric: str | None = None) -> tuple[Fig
     for index, (axes, setting) in enumerate(zip(panels, settings, strict=True)):
         axes.set_title(_heading(setting, metric, 26), fontsize=7.5, loc="left")
         axes.tick_params(labelbottom=index + COLUMNS >= len(settings), length=2)  # the lowest of its column
-        _plain(axes, grid="y")
+        plain_axes(axes, grid="y")
     return figure, panels
 
 

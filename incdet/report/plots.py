@@ -52,16 +52,18 @@ def class_bars(runs: Sequence[Run], metric: str = "voc_area_50", fmt: Format = "
         for index, run in enumerate(runs):
             places = np.arange(len(classes)) - 0.4 + (index + 0.5) * thickness
             now, before = run.class_ap(metric), run.class_ap_when_learned(metric)
-            axes.barh(places, _percent([now.get(c) for c in classes]), 0.9 * thickness, **_bar_style(runs, index))
-            axes.scatter(_percent([before.get(c) for c in classes]), places, marker="|", s=30, c=INK, lw=1.6, zorder=3)
+            axes.barh(places, in_percent([now.get(c) for c in classes]), 0.9 * thickness, **_bar_style(runs, index))
+            axes.scatter(
+                in_percent([before.get(c) for c in classes]), places, marker="|", s=30, c=INK, lw=1.6, zorder=3
+            )
         axes.scatter([], [], marker="|", s=30, c=INK, lw=1.6, label="when the class was learned")
         axes.set_yticks(range(len(classes)), classes)
         axes.set_ylim(len(classes) - 0.4, -0.6)
         axes.set_xlim(0, 100)
         axes.set_xlabel(f"{metric_name(metric)}, %")
-        _plain(axes, grid="x")
+        plain_axes(axes, grid="x")
         figure.legend(loc="outside upper left", ncols=3, frameon=False)
-        return _render(figure, fmt)
+        return render(figure, fmt)
 
 
 def ap_over_tasks(runs: Sequence[Run], metric: str = "voc_area_50", fmt: Format = "svg") -> bytes:
@@ -72,17 +74,17 @@ def ap_over_tasks(runs: Sequence[Run], metric: str = "voc_area_50", fmt: Format 
         for index, run in enumerate(runs):
             one, all_seen = task_curves(run, metric)
             style: dict[str, Any] = {"color": _colour(index), "marker": MARKERS[index % len(MARKERS)], "lw": 1.8}
-            first.plot(range(1, len(one) + 1), _percent(one), label=_legend(run), **style)
-            seen.plot(range(1, len(all_seen) + 1), _percent(all_seen), **style)
+            first.plot(range(1, len(one) + 1), in_percent(one), label=_legend(run), **style)
+            seen.plot(range(1, len(all_seen) + 1), in_percent(all_seen), **style)
         for axes, title in ((first, "Classes of the first task"), (seen, "All classes seen so far")):
             axes.set_title(title, fontsize=10, loc="left")
             axes.set_xlabel("tasks learned")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_ylim(0, 100)
-            _plain(axes, grid="y")
+            plain_axes(axes, grid="y")
         first.set_ylabel(f"mean {metric_name(metric)}, %")
         figure.legend(loc="outside upper left", ncols=3, frameon=False)
-        return _render(figure, fmt)
+        return render(figure, fmt)
 
 
 def forgetting_heatmap(run: Run, metric: str = "voc_area_50", fmt: Format = "svg") -> bytes:
@@ -95,7 +97,7 @@ def forgetting_heatmap(run: Run, metric: str = "voc_area_50", fmt: Format = "svg
         axes.set_xlabel("classes of task")
         axes.set_ylabel("after learning task")
         figure.colorbar(image, ax=axes, label=f"{metric_name(metric)}, %").outline.set_visible(False)
-        return _render(figure, fmt)
+        return render(figure, fmt)
 
 
 def draw_matrix(axes: Axes, run: Run, metric: str, size_of_text: float | None = None) -> AxesImage:
@@ -104,7 +106,7 @@ def draw_matrix(axes: Axes, run: Run, metric: str, size_of_text: float | None = 
     size = max(len(rows), max((len(row) for row in rows), default=0))
     grid = np.full((size, size), np.nan)
     for t, row in enumerate(rows):
-        grid[t, : len(row)] = _percent(row)
+        grid[t, : len(row)] = in_percent(row)
     image = axes.imshow(np.ma.masked_invalid(grid), cmap=SHADES, vmin=0, vmax=100, aspect="auto")
     for (t, task), value in np.ndenumerate(grid):
         if np.isfinite(value):
@@ -156,9 +158,9 @@ def loss_curve(runs: Sequence[Run], rows: Sequence[Sequence[dict[str, Any]]], fm
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("iteration, all tasks one after another")
         axes.set_ylabel("training loss (log scale)")
-        _plain(axes, grid="y")
+        plain_axes(axes, grid="y")
         figure.legend(loc="outside upper left", ncols=3, frameon=False)
-        return _render(figure, fmt)
+        return render(figure, fmt)
 
 
 def sweep_curve(scores: Mapping[int, float | None], label: str, fmt: Format = "png") -> bytes:
@@ -183,9 +185,9 @@ def sweep_curve(scores: Mapping[int, float | None], label: str, fmt: Format = "p
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("trial")
         axes.set_ylabel(f"{label}, %")
-        _plain(axes, grid="y")
+        plain_axes(axes, grid="y")
         figure.legend(loc="outside upper left", ncols=3, frameon=False)
-        return _render(figure, fmt)
+        return render(figure, fmt)
 
 
 def score_histograms(scores: Mapping[str, Sequence[float]], fmt: Format = "svg") -> bytes:
@@ -199,9 +201,9 @@ def score_histograms(scores: Mapping[str, Sequence[float]], fmt: Format = "svg")
             axes.stairs(scores[kind], edges, label=label, color=OKABE_ITO[index], lw=1.8, ls=("-", "--", ":")[index])
         axes.set_xlabel("score: higher is more familiar")
         axes.set_ylabel("regions")
-        _plain(axes, grid="y")
+        plain_axes(axes, grid="y")
         axes.legend(frameon=False)
-        return _render(figure, fmt)
+        return render(figure, fmt)
 
 
 def loss_series(rows: Sequence[dict[str, Any]]) -> tuple[list[int], list[float], list[int]]:
@@ -223,7 +225,8 @@ def loss_series(rows: Sequence[dict[str, Any]]) -> tuple[list[int], list[float],
     return iterations, losses, ends + iterations[-1:]
 
 
-def _percent(values: Sequence[float | None]) -> np.ndarray:
+def in_percent(values: Sequence[float | None]) -> np.ndarray:
+    """Values of 0..1 as a curve is drawn from them, with gaps where they are unknown."""
     return np.array([np.nan if value is None else 100 * value for value in values], dtype=float)
 
 
@@ -248,13 +251,15 @@ def _legend(run: Run) -> str:
     return run.title.lstrip("_").replace("$", r"\$")
 
 
-def _plain(axes: Axes, grid: Literal["x", "y"]) -> None:
+def plain_axes(axes: Axes, grid: Literal["x", "y"]) -> None:
+    """Two axes and a faint grid: all that a plot needs."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color=GRID, alpha=0.3, lw=0.6)
     axes.set_axisbelow(True)
 
 
-def _render(figure: Figure, fmt: Format) -> bytes:
+def render(figure: Figure, fmt: Format) -> bytes:
+    """The figure's file; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     # Without a date the same numbers give the same bytes.
     metadata = {"Date": None, "Creator": None} if fmt == "svg" else None

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from incdet.report.plots import GRID, INK, MARKERS, OKABE_ITO, STYLE, Format, _plain, _render
+from incdet.report.plots import GRID, INK, MARKERS, OKABE_ITO, STYLE, Format, plain_axes, render
 
 NAMES = {
     "before": "before task 2",
@@ -54,12 +54,12 @@ def alignment_curves(
             axes.plot(iterations, percent, color=COLOURS["energy"], marker="o", ms=3.5, label=NAMES["energy"])
             axes.set_title(f"D = {width}", fontsize=10, loc="left")
             axes.set_xlabel("iterations of the energy's fit")
-            _plain(axes, grid="y")
+            plain_axes(axes, grid="y")
         panels[0].set_ylabel("accuracy on digits 0–4, %")
         figure.legend(
             *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, handlelength=3.5
         )
-        return _render(figure, fmt)
+        return render(figure, fmt)
 
 
 def latent_maps(latents: Mapping[int, Mapping[str, Tensor]], labels: Tensor, fmt: Format = "png") -> bytes:
@@ -84,7 +84,7 @@ def latent_maps(latents: Mapping[int, Mapping[str, Tensor]], labels: Tensor, fmt
             axes.set_title(NAMES[name], fontsize=10)
         handles, names = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, title="digit", markerscale=2)
-        return _render(figure, fmt)
+        return render(figure, fmt)
 
 
 def _scatter(axes: Axes, places: Tensor, labels: Tensor) -> None:
@@ -124,11 +124,11 @@ def displacements(latents: Mapping[int, Mapping[str, Tensor]], fmt: Format = "pn
             axes.set_yscale("log")
             axes.set_title(f"D = {width}", fontsize=10, loc="left")
             axes.set_xlabel("drift of a dimension")
-            _plain(axes, grid="y")
+            plain_axes(axes, grid="y")
         panels[0].set_ylabel("distance left after aligning")
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper center", ncols=5, frameon=False, markerscale=2)
-        return _render(figure, fmt)
+        return render(figure, fmt)
 
 
 def toy_table(accuracies: Mapping[int, Mapping[str, float]]) -> str:
