@@ -182,4 +182,5 @@ def test_detectron2s_own_resnet_takes_a_classifiers_and_gives_it_back(neck, tmp_
     again, _ = build("fpn", *resnet, weights=keep(detector, zoo, tmp_path / "detector"), seed=2)
     images = Batch(random_images(1), None)
     found, expected = (model.eval().image_pass(images).features["res5"] for model in (again, classifier))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # The first convolution was rewritten for other pixels and back: rounding, which grows with what the layers add up.
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
