@@ -1,5 +1,7 @@
 """Subspaces of layer inputs: the identities that make a projected update harmless."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -180,6 +182,17 @@ def test_samples_in_several_blocks_and_strips_are_as_good_as_in_one(monkeypatch)
     monkeypatch.setattr("incdet.subspace.STRIP", 3)
     basis = grow_basis(nothing(11, groups=2), rows, 0.95)
     torch.testing.assert_close(basis.transpose(1, 2) @ basis, expected.transpose(1, 2) @ expected)
+
+
+@pytest.mark.parametrize(("threshold", "degrees"), [(0.9, 1e-3), (1.0, 1e-5)])
+def test_of_single_precision_the_directions_that_count_are_as_in_double(threshold, degrees):
+    """Where every direction counts, the products are in double precision too."""
+    strength = torch.logspace(0, -3, 16, dtype=torch.float64)
+    rows = (torch.randn(400, 16, generator=generator(), dtype=torch.float64) * strength).float()[None]
+    found, expected = (grow_basis(nothing(16).to(one), one, threshold)[0].double() for one in (rows, rows.double()))
+    assert len(found) == len(expected)
+    outside = torch.linalg.matrix_norm(remove(found, expected), ord=2).item()
+    assert math.degrees(outside) < degrees
 
 
 def test_growing_stops_at_the_threshold_of_the_whole_energy():
