@@ -156,7 +156,7 @@ def _score_table(settings: Sequence[Setting]) -> str:
         headers[1:1], groups[:1] = ["seeds"], [("", 2)]
         rows = [[row[0], str(len(one.runs)), *row[1:]] for row, one in zip(rows, settings, strict=True)]
         caption += " Numbers are means over seeds; below them is the standard deviation, unless it rounds to 0."
-    return page.table(headers, rows, caption, groups, dense=len(settings) > MANY)
+    return page.table(headers, rows, caption, groups, dense=True)
 
 
 def _cell(cell: Cell, digits: int) -> str:
