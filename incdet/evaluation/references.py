@@ -5,7 +5,7 @@ All functions take the content of ``results.json`` files, and give further entri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from incdet.errors import DataError
@@ -53,16 +53,12 @@ def against_independent(run: Results, independent: Results) -> Summary:
         DataError: the independent run has not learned all tasks, or was tested on other images.
     """
     _check_comparable(run, independent)
-    alone = {metric: _diagonal(matrix) for metric, matrix in independent["matrix"].items()}
+    alone = {metric: [row[-1] for row in matrix] for metric, matrix in independent["matrix"].items()}
     return {
         metric: {"fwt": incremental.forward_transfer(matrix, alone[metric][: len(matrix)])}
         for metric, matrix in run["matrix"].items()
         if metric in alone
     }
-
-
-def _diagonal(matrix: incremental.Matrix) -> Sequence[float | None]:
-    return [row[-1] for row in matrix]
 
 
 def _check_comparable(run: Results, other: Results) -> None:

@@ -200,7 +200,7 @@ def _table(group: tuple[str, ...], runs: list[Run]) -> BenchmarkTable:
         rows.setdefault((run.setting, run.stamps), []).append(run)
     columns = tuple(
         column
-        for column in _columns(metric, _joint(complete, metric), _finetune_step(complete))
+        for column in _columns(metric, _finetune_step(complete))
         if any(column.read(run) is not None for run in complete)
     )
     for members in rows.values():
@@ -220,7 +220,7 @@ def _row(setting: str, stamps: tuple[str, ...], runs: list[Run], columns: tuple[
     return Row(label, tuple(runs), tuple(Cell.of([column.read(run) for run in runs]) for column in columns))
 
 
-def _columns(metric: str, joint: float | None, finetune_step: float | None) -> tuple[Column, ...]:
+def _columns(metric: str, finetune_step: float | None) -> tuple[Column, ...]:
     def score(name: str, key: str, header: str, detail: bool = False) -> Column:
         shown = header if name == metric else f"{header}, {metric_name(name)}"  # the main metric is in the title
         return Column(f"{key}_{name}", shown, 1, lambda run: percent(run, name, key), detail)
@@ -237,8 +237,8 @@ def _columns(metric: str, joint: float | None, finetune_step: float | None) -> t
         return None if step is None or not finetune_step else step / finetune_step
 
     def gap(run: Run) -> float | None:
-        reached = run.score(metric, "all")
-        return None if reached is None or not joint else 100 * (reached - joint) / joint
+        below = percent(run, metric, "rel_gap")
+        return None if below is None else -below
 
     classifies = not metric.startswith(("voc", "coco"))  # in whose literature tasks are what is averaged over
     columns = [score(name, key, key) for name in _rules(metric) for key in ("old", "new", "all")]
@@ -266,11 +266,6 @@ def _rules(metric: str) -> list[str]:
     if "11point" in metric:
         return [metric, metric.replace("11point", "area")]
     return ["top1", "top1_task"] if metric == "top1" else [metric]
-
-
-def _joint(runs: list[Run], metric: str) -> float | None:
-    """What joint training reaches on all classes: the ceiling of the comparison."""
-    return Cell.of([run.score(metric, "all") for run in runs if run.methods == ("joint",)]).mean
 
 
 def _finetune_step(runs: list[Run]) -> float | None:

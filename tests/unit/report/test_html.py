@@ -47,6 +47,15 @@ def report(folders, tmp_path, **options) -> str:
     return out.read_text(encoding="utf-8")
 
 
+def with_predictions(folders, truth):
+    """The folders, each with detections of every object of the classes that a task has seen."""
+    found = [(one["image_id"], name, box, 0.9) for one in truth for name, box in one["objects"]]
+    for folder in folders:
+        for task in (1, 2):
+            write_predictions(folder, task, CLASSES, [f for f in found if f[1] in CLASSES[: 2 * task]])
+    return folders
+
+
 @pytest.fixture
 def compared(make_run, tmp_path):
     """Two runs with images and predictions; the second one is stamped and has a hostile name."""
@@ -58,11 +67,7 @@ def compared(make_run, tmp_path):
             "b", name="<script>b</script>", stamps=["oracle"], extra={"pl": {"circle": {"recall": 0.5}}}, **options
         ),
     ]
-    for folder in folders:
-        for task in (1, 2):
-            found = [(one["image_id"], name, box, 0.9) for one in truth for name, box in one["objects"]]
-            write_predictions(folder, task, CLASSES, [f for f in found if f[1] in CLASSES[: 2 * task]])
-    return folders
+    return with_predictions(folders, truth)
 
 
 def test_the_page_is_one_sound_file_without_outside_parts(compared, tmp_path):
@@ -162,11 +167,7 @@ def crowded(make_run, tmp_path):
         for seed in (0, 1)
     ]
     folders.append(make_run("s", name="<script>s", stamps=["oracle"], extra={"a": 1}, **options))
-    for folder in folders:
-        for task in (1, 2):
-            found = [(one["image_id"], name, box, 0.9) for one in truth for name, box in one["objects"]]
-            write_predictions(folder, task, CLASSES, [f for f in found if f[1] in CLASSES[: 2 * task]])
-    return folders
+    return with_predictions(folders, truth)
 
 
 def test_more_runs_than_colours_are_shown_by_setting(crowded, tmp_path):
